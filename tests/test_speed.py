@@ -44,7 +44,7 @@ def test_padding_by_hand() -> None:
 
 
 def test_prompts_are_drawn_with_all_that_asks_about_them() -> None:
-    """The prompts cost 4 * 10 + 4 * 10, 2 * 100 and 2 * 100 tokens."""
+    """The pairs about "one" run 4 * 10 tokens, the list 4 * 10; the other prompts 2 * 100 each."""
     for seed in range(9):
         pairs, lists = whole_prompts([PAIRS, LISTS], length, 290, seed)
         drawn = {e.prompt[0].content for e in (*pairs, *lists)}
@@ -54,8 +54,14 @@ def test_prompts_are_drawn_with_all_that_asks_about_them() -> None:
     assert whole_prompts([PAIRS, LISTS], length, 290, 0) == whole_prompts(
         [PAIRS, LISTS], length, 290, 0
     )
-    assert whole_prompts([PAIRS, LISTS], length, 480, 0) == [PAIRS, LISTS]
     assert any(whole_prompts([PAIRS, LISTS], length, 1, 0))
+
+
+def test_padding_counts_among_the_tokens_drawn() -> None:
+    """Both prompts together are one batch of the peers: 6 pairs' texts of up to 100 tokens."""
+    for seed in range(9):
+        assert whole_prompts([PAIRS], length, 600, seed) == [PAIRS]
+        assert len(whole_prompts([PAIRS], length, 599, seed)[0]) < len(PAIRS)
 
 
 def test_the_ratio_is_that_of_medians() -> None:

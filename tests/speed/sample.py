@@ -31,23 +31,20 @@ def whole_prompts(
 ) -> list[list[Example]]:
     """Draw prompts with all that asks about them, in all parts, up to the peers' `budget` tokens.
 
-    Each part keeps its order. At least one prompt is drawn.
+    These are what the peers run, with padding. Each part keeps its order. At least one prompt is
+    drawn.
     """
-    asked: dict[tuple[Message, ...], int] = {}
-    for part in parts:
-        for e in part:
-            count = sum(tokens(e.prompt, text) for text in e.responses)
-            asked[e.prompt] = asked.get(e.prompt, 0) + count
-    prompts = list(asked)
+    prompts = list(dict.fromkeys(e.prompt for part in parts for e in part))
     random.Random(seed).shuffle(prompts)
-    drawn: set[tuple[Message, ...]] = set()
-    total = 0
-    for prompt in prompts:
-        if drawn and total + asked[prompt] > budget:
+    drawn: list[list[Example]] = [[] for _ in parts]
+    for count in range(1, len(prompts) + 1):
+        among = set(prompts[:count])
+        wider = [[e for e in part if e.prompt in among] for part in parts]
+        run = sum(padded_tokens([tokens(*at) for at in peer_order(part)]) for part in wider)
+        if count > 1 and run > budget:
             break
-        drawn.add(prompt)
-        total += asked[prompt]
-    return [[e for e in part if e.prompt in drawn] for part in parts]
+        drawn = wider
+    return drawn
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from rmexp.commands import build, launch, result_key, run_command
+from rmexp.commands import launch, run_command
+from rmexp.configs import build, result_key
 from rmexp.errors import ConfigError
 
 

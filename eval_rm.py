@@ -9,7 +9,8 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from rmexp.commands import build, folder, launch, result_key, run_command, whole
+from rmexp.commands import launch, run_command
+from rmexp.configs import build, folder, result_key, whole
 
 
 def evaluate(config: dict[str, Any], out_dir: Path, run: Any) -> str:
@@ -25,6 +26,7 @@ def evaluate(config: dict[str, Any], out_dir: Path, run: Any) -> str:
         None if config["batch_tokens"] is None else whole(config, "batch_tokens", least=1),
         whole(config, "max_non_finite"),
         config["seed"],
+        config["devices"],
     )
     benchmark = build(config["bench"])
 

@@ -11,7 +11,8 @@ import hydra
 import yaml
 from omegaconf import DictConfig
 
-from rmexp.commands import ROOT, given, launch, run_command
+from rmexp.commands import launch, run_command
+from rmexp.configs import ROOT, given
 from rmexp.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -15,16 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from rmexp.commands import (
-    ROOT,
-    build,
-    folder,
-    launch,
-    resolve,
-    result_key,
-    run_command,
-    whole,
-)
+from rmexp.commands import launch, run_command
+from rmexp.configs import ROOT, build, folder, resolve, result_key, whole
 from rmexp.errors import ConfigError
 
 

@@ -5,7 +5,6 @@ would print a traceback and `sys.exit` would end the whole sweep.
 """
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rmexp import sweeps
+from rmexp.configs import ROOT, given, make_folder, resolve
 from rmexp.errors import ConfigError, RmexpError
 from rmexp.jobs import replace, write_status
 from rmexp.secrets import redact
@@ -31,12 +31,8 @@ from rmexp.signals import Killed, killable
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parent.parent
 _failed: list[Path] = []
 _then: list[str] = []  # the command that follows this process's sweep
-
-OmegaConf.register_new_resolver("root", lambda name="": str(ROOT / name))
-OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True)
 
 # What a task gets: the resolved config, the job's folder, and the open run. It returns its most
 # important result in a few words.
@@ -44,9 +40,6 @@ Task = Callable[[dict[str, Any], Path, Any], str]
 
 # Checkpoints are large and of use in their place only; evaluations have runs of their own.
 _NOT_LOGGED = {"checkpoints", "eval"}
-
-# What does not change a result: where it goes, and what happens to other jobs.
-_NO_PART_OF_A_RESULT = {"out_dir", "store_dir", "tracking", "skip_done", "fail_fast", "then"}
 
 
 def launch(main: Callable[[], None]) -> None:
@@ -103,69 +96,6 @@ def run_command(
             sweeps.free_memory()
 
 
-def result_key(config: Mapping[str, Any], **fingerprints: str) -> str:
-    """Return a digest of what determines a result: the config, the code, and what they work on."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    kept = {name: value for name, value in config.items() if name not in _NO_PART_OF_A_RESULT}
-    digest.update(json.dumps([kept, fingerprints], sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def resolve(config: DictConfig) -> dict[str, Any]:
-    """Return the config as plain values. Raises ConfigError for one that is missing or loops."""
-    try:
-        if missing := sorted(OmegaConf.missing_keys(config)):
-            raise ConfigError(f"{missing[0]} has no value: give one, {missing[0]}=VALUE")
-        resolved = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        where = f"{error.full_key}: " if error.full_key else ""
-        raise ConfigError(f"{where}{str(error).splitlines()[0]}; give another value") from error
-    assert isinstance(resolved, dict)
-    plain = {str(key): value for key, value in resolved.items()}
-    whole(plain, "seed")
-    return plain
-
-
-def whole(config: Mapping[str, Any], name: str, least: int = 0) -> int:
-    """Return the setting if it is a whole number of at least `least`, else raise ConfigError."""
-    value = config[name]
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name}={value}: give a whole number of {least} or more")
-    return value
-
-
-def folder(config: Mapping[str, Any], name: str) -> Path:
-    """Return the setting as a folder, made if needed; raise ConfigError where that fails."""
-    value = config[name]
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{name}={json.dumps(value)}: give a folder")
-    path = Path(value).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{name}={value}: cannot make this folder ({error.strerror}), give another one"
-        ) from error
-    return path
-
-
-def build(config: Mapping[str, Any], **more: object) -> Any:
-    """Instantiate a config's `_target_`; our own errors come through as they are."""
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
-    try:
-        return instantiate(dict(config), _convert_="all", **more)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, RmexpError):
-            raise error.__cause__ from None
-        if isinstance(error.__cause__, TypeError):
-            raise ConfigError(f"{config['_target_']}: {error.__cause__}") from error
-        raise
-
-
 def _run(
     config: dict[str, Any],
     out_dir: Path,
@@ -199,14 +129,6 @@ def _run(
         log.info("skipped: done before, as run %s", done.run_id)
         return
     print(f"\nresults  {out_dir}\nrun      {run.where()}")
-
-
-def given(tracking: Mapping[Any, Any], name: str) -> str:
-    """Return `tracking.<name>` as text; raise ConfigError where it is empty."""
-    if tracking[name] in (None, ""):
-        example = {"uri": "sqlite:////path/mlflow.db or http://host:port", "experiment": "a name"}
-        raise ConfigError(f"tracking.{name} is empty: give {example[name]}")
-    return str(tracking[name])
 
 
 def _report(error: BaseException, out_dir: Path, status: Mapping[str, object]) -> None:
@@ -262,12 +184,12 @@ class Guard(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Make the folder of a single run."""
         with _one_line():
-            _make(Path(config.hydra.run.dir))
+            make_folder(Path(config.hydra.run.dir), "out_dir")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Make the folder of a sweep, and its parent run, so that the jobs find both."""
         with _one_line():
-            _make(Path(config.hydra.sweep.dir))
+            make_folder(Path(config.hydra.sweep.dir), "out_dir")
             _open_sweep(config)
 
 
@@ -305,15 +227,6 @@ def _one_line() -> Iterator[None]:
     except RmexpError as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from error
-
-
-def _make(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make the output folder {path} ({error.strerror}): give another out_dir"
-        ) from error
 
 
 def _words(hydra: Any) -> list[str]:

@@ -14,7 +14,7 @@ from rmexp.paired import differences
 from rmexp.schema import ScoredExample
 from rmexp.stats import intervals
 
-FILE = "comparison.csv"
+FILE, FIGURE = "comparison.csv", "comparison.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,16 @@ def compare(
             more = (gain.value, gain.low, gain.high, gain.p) if gain else (None,) * 4
             rows.append(Row(rm, bench, estimate.name, *value, *more))
     return rows
+
+
+def report(rows: Sequence[Row], folder: Path) -> str:
+    """Leave the rows and their figure in a folder, print the short table and return it."""
+    from rmexp import figures
+
+    write(folder / FILE, rows)
+    figures.dots(rows).savefig(folder / FIGURE, bbox_inches="tight")
+    show(rows)
+    return markdown(rows)
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:

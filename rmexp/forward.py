@@ -4,31 +4,22 @@ Right padding and no mask for decoders: causal attention never looks at what fol
 is read at the last token of the response itself. Encoders get their mask. Heads run in fp32.
 """
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-from transformers.utils import logging
 
-from rmexp.adapters import find_adapter
 from rmexp.backbone import (
     Model,
-    check_causal,
     enable_packing,
     exact_length,
     first_device,
     hidden_states,
-    probe,
     token_budget,
 )
 from rmexp.chat import Encoded
-from rmexp.checkpoints import Checkpoint
 from rmexp.errors import ConfigError
 from rmexp.heads import AdaptedModel
 from rmexp.plan import Fork
@@ -56,81 +47,13 @@ class Reader:
         return self.read(batch, forks)
 
 
-def load_scalar(
-    checkpoint: Checkpoint,
-    dtype: str,
-    attention: str | None,
-    device: str,
-    device_map: str | None = None,
-) -> Model:
-    """Load a model with a score head: a sequence classifier, or one that an adapter knows.
-
-    The head is in fp32. `device_map` spreads the weights instead of putting them on `device`.
-    Raises ConfigError where the head, or anything else, is missing from the weights, and where it
-    has another number of outputs than one.
-    """
-    if adapter := find_adapter(checkpoint):
-        auto, options = adapter.backbone(checkpoint)
-        with unreported_weights():  # the library would list the head's weights as not expected
-            backbone, unexpected = _load(auto, checkpoint, dtype, attention, device_map, **options)
-        if device_map is None:
-            backbone = backbone.to(device)
-        model = adapter.complete(checkpoint, backbone, unexpected)
-        check_causal(model)
-        return model
-    labels = checkpoint.config.get("id2label")
-    outputs = 2 if labels is None else len(labels)  # the library's own default is 2
-    if outputs != 1 and not checkpoint.trust_remote_code:
-        raise ConfigError(
-            f"{checkpoint.folder} has a head of {outputs} outputs, a reward model has 1: give "
-            "another model, or read it as a policy with model.reader=implicit"
-        )
-    model, _ = _load(AutoModelForSequenceClassification, checkpoint, dtype, attention, device_map)
-    for name, module in model.named_children():
-        if name != model.base_model_prefix:
-            module.float().register_forward_pre_hook(_inputs_to_float)
-    model = (model if device_map else model.to(device)).eval()
-    if _is_decoder(model):
-        check_causal(model)
-    return model
-
-
-def load_policy(
-    checkpoint: Checkpoint,
-    dtype: str,
-    attention: str | None,
-    device: str,
-    device_map: str | None = None,
-) -> Model:
-    """Load a causal language model whose log-probabilities are to be read.
-
-    Raises ConfigError where weights are missing, and for an architecture that changes its logits in
-    a way that `token_logits` does not know.
-    """
-    model, _ = _load(AutoModelForCausalLM, checkpoint, dtype, attention, device_map)
-    model = (model if device_map else model.to(device)).eval()
-    check_causal(model)
-    ids = probe(model, 8)
-    rows, positions = torch.zeros_like(ids[0]), torch.arange(8, device=ids.device)
-    with torch.inference_mode():
-        expected = model(input_ids=ids, use_cache=False).logits[0].float()
-        hidden = hidden_states(model, ids, positions[-1:] + 1)(rows, positions)
-        found = token_logits(model, hidden, _fp32_weight(model))
-    if (found - expected).abs().max() > 0.05 * expected.abs().max():
-        raise ConfigError(
-            f"{type(model).__name__} changes its logits in a way that rmexp does not know: its "
-            "log-probabilities would be wrong"
-        )
-    return model
-
-
 def scalar_reader(model: Model, pad: int | None) -> Reader:
     """Return what reads the rewards of a batch of responses.
 
     `pad` is the tokenizer's pad token: an encoder whose own differs is refused, for it would take
     padding for text. A decoder never sees it.
     """
-    if not _is_decoder(model) and pad != model.config.pad_token_id:
+    if not is_decoder(model) and pad != model.config.pad_token_id:
         raise ConfigError(
             f"the tokenizer pads with token {pad}, {type(model).__name__} with "
             f"{model.config.pad_token_id}: make pad_token_id equal in config.json"
@@ -142,14 +65,14 @@ def scalar_reader(model: Model, pad: int | None) -> Reader:
         ids, lengths = _pad(batch, pad or 0, device)
         return _finite(scalar_rewards(model, ids, lengths, forks))
 
-    if not _is_decoder(model):
+    if not is_decoder(model):
         return Reader(read, 0, "an encoder attends both ways", token_budget(model))
     return _packing_reader(model, read)
 
 
 def logps_reader(model: Model) -> Reader:
     """Return what sums the log-probabilities of a batch of responses' tokens."""
-    weight, device = _fp32_weight(model), first_device(model)
+    weight, device = fp32_weight(model), first_device(model)
 
     @torch.inference_mode()
     def read(batch: Sequence[Encoded], forks: Sequence[Fork] | None) -> list[float]:
@@ -172,7 +95,7 @@ def scalar_rewards(
     """
     if isinstance(model, AdaptedModel):
         rewards: Tensor = model(ids, lengths, forks)
-    elif _is_decoder(model):
+    elif is_decoder(model):
         rows = torch.arange(len(ids), device=ids.device)
         last = hidden_states(model, ids, lengths, forks)(rows, lengths - 1)
         with torch.autocast(ids.device.type, enabled=False):
@@ -246,60 +169,14 @@ def token_logits(model: Model, hidden: Tensor, weight: Tensor) -> Tensor:
     return logits
 
 
-def _load(
-    auto: Any,
-    checkpoint: Checkpoint,
-    dtype: str,
-    attention: str | None,
-    device_map: str | None,
-    **options: Any,
-) -> tuple[Model, set[str]]:
-    """Return the model, and the names of the weights that it leaves unread."""
-    options.setdefault("pretrained_model_name_or_path", checkpoint.folder)
-    if attention is not None:
-        options["attn_implementation"] = attention
-    if device_map is not None:
-        options["device_map"] = device_map
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        model, info = auto.from_pretrained(
-            dtype=getattr(torch, dtype),
-            trust_remote_code=checkpoint.trust_remote_code,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **options,
-        )
-    except (ValueError, OSError, RuntimeError, ImportError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"cannot load {checkpoint.folder}: {reason}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise ConfigError(
-            f"{checkpoint.folder} lacks {len(missing)} of the weights of {type(model).__name__} "
-            f"({', '.join(missing[:3])}): it is no such model; give a complete folder, or another "
-            "model.reader"
-        )
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ConfigError(
-            f"{checkpoint.folder} does not fit the GPUs as model.dtype={dtype}: give more of them, "
-            "or a smaller dtype"
-        )
-    return model, set(info["unexpected_keys"])
+def fp32_weight(model: Model) -> Tensor:
+    """Return the output embedding in fp32, on the device that token ids go to."""
+    weight: Tensor = model.get_output_embeddings().weight
+    return weight.detach().float().to(first_device(model))
 
 
-@contextmanager
-def unreported_weights() -> Iterator[None]:
-    """Keep the library from warning of weights that a model does not have."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def _is_decoder(model: Model) -> bool:
+def is_decoder(model: Model) -> bool:
+    """Say whether the model is read at the last token, and not pooled as an encoder is."""
     return isinstance(model, AdaptedModel) or (
         isinstance(getattr(model, "score", None), nn.Linear) and not model.config.is_encoder_decoder
     )
@@ -312,11 +189,6 @@ def _packing_reader(
     return Reader(read, exact_length(model), obstacle, token_budget(model))
 
 
-def _fp32_weight(model: Model) -> Tensor:
-    weight: Tensor = model.get_output_embeddings().weight
-    return weight.detach().float().to(first_device(model))
-
-
 def _pad(batch: Sequence[Encoded], pad: int, device: str) -> tuple[Tensor, Tensor]:
     """Return ids `(batch, length)`, padded on the right, and lengths `(batch,)`."""
     rows = [torch.tensor(row.ids) for row in batch]
@@ -327,10 +199,3 @@ def _pad(batch: Sequence[Encoded], pad: int, device: str) -> tuple[Tensor, Tenso
 def _finite(values: Tensor) -> list[float]:
     """Return the values, with NaN for an infinite one."""
     return [float(v) for v in torch.where(values.isfinite(), values, torch.nan).tolist()]
-
-
-def _inputs_to_float(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for value in inputs
-    )

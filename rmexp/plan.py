@@ -87,6 +87,26 @@ def find_forks(rows: Sequence[Encoded], budget: float = float("inf")) -> list[Fo
     return [fork if len(fork.rows) > 1 else Fork(0, fork.rows) for fork in forks]
 
 
+def shares(rows: Sequence[Encoded], count: int) -> list[list[int]]:
+    """Divide the rows into at most `count` shares that run about as many tokens each.
+
+    Sequences that share what they begin with stay together. No share is empty.
+
+    >>> rows = [Encoded((at,) * n, start=1, end=n) for at, n in enumerate((5, 3, 2))]
+    >>> shares(rows, 2)
+    [[0], [1, 2]]
+    """
+    lengths = [len(row.ids) for row in rows]
+    divided: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    forks = find_forks(rows)
+    for fork in sorted(forks, key=lambda fork: (-count_tokens(fork, lengths), fork.rows[0])):
+        least = loads.index(min(loads))
+        divided[least] += fork.rows
+        loads[least] += count_tokens(fork, lengths)
+    return [sorted(share) for share in divided if share]
+
+
 def count_tokens(fork: Fork, lengths: Sequence[int]) -> int:
     """Return how many tokens of a fork are run."""
     return fork.shared + sum(lengths[at] - fork.shared for at in fork.rows)

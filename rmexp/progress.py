@@ -17,17 +17,20 @@ class ScoringProgress:
     """Show how many responses are scored, how many tokens a second, and the time left.
 
     The time left follows from tokens, since responses are scored longest first. `unit` names what
-    stands in for tokens where these are not known before.
+    stands in for tokens where these are not known before. One of several that go on side by side is
+    `shown`.
     """
 
-    def __init__(self, label: str, responses: int, tokens: int, unit: str = "tokens") -> None:
-        self._unit = unit
+    def __init__(
+        self, label: str, responses: int, tokens: int, unit: str = "tokens", shown: bool = True
+    ) -> None:
+        self._unit, self._shown = unit, shown
         self._label, self._responses, self._tokens = label, responses, tokens
         self._done_responses = self._done_tokens = 0
         self._began = self._last_line = time.monotonic()
         console = Console(stderr=True)
         self._bar: Progress | None = None
-        if console.is_terminal:
+        if shown and console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -47,7 +50,7 @@ class ScoringProgress:
         rate = self._done_tokens / max(now - self._began, 1e-9)
         if self._bar is not None:
             self._bar.update(self._task, advance=tokens, responses=self._done_responses, rate=rate)
-        elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
+        elif self._shown and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             log.info(
                 "%s: %d/%d responses, %.1f %s/s, %.0f s left",

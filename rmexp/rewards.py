@@ -51,12 +51,12 @@ class Column:
 
     def load(self, pad: int | None) -> "Reader":
         """Load the weights and return what reads a batch."""
-        from rmexp import forward
+        from rmexp import forward, loading
 
         arguments = (self.checkpoint, self.dtype, self.attention, self.device, self.device_map)
         if self.reads == "score":
-            return forward.scalar_reader(forward.load_scalar(*arguments), pad)
-        return forward.logps_reader(forward.load_policy(*arguments))
+            return forward.scalar_reader(loading.load_scalar(*arguments), pad)
+        return forward.logps_reader(loading.load_policy(*arguments))
 
 
 @dataclass(frozen=True, slots=True)

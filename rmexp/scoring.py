@@ -1,10 +1,10 @@
-"""Scoring: each unique (prompt, response) once, in token-budget batches, written down at once."""
+"""Scoring: each unique (prompt, response) once, whatever asks for it, and never again."""
 
 import logging
 import math
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rmexp.chat import Encoded, OnOverlength
+from rmexp.computing import Request, Work, compute, load
 from rmexp.errors import ConfigError, ScoreError
-from rmexp.plan import Batch, plan
-from rmexp.progress import ScoringProgress
 from rmexp.recorded import RecordedReward
 from rmexp.rewards import Column, ModelReward, Values
 from rmexp.schema import Example, Message, ScoredExample, scored_example
@@ -27,9 +26,6 @@ log = logging.getLogger(__name__)
 
 Conversation = tuple[tuple[Message, ...], str]  # a prompt and a response
 
-_SELF_CHECKED = 3  # newly computed responses that are scored again alone, per column
-_SELF_CHECK_LIMIT = 1e-3  # relative difference in fp32 above which the log warns
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -37,7 +33,8 @@ class Settings:
 
     `batch_tokens` bounds the tokens that a batch runs, with padding; None leaves it to the reader.
     More than `max_non_finite` rewards that are not finite fail the run. `seed` chooses the
-    responses of the self-check.
+    responses of the self-check. The responses are shared among so many `devices`, all GPUs of this
+    machine for "auto".
     """
 
     store_dir: Path
@@ -45,12 +42,15 @@ class Settings:
     batch_tokens: int | None = None
     max_non_finite: int = 0
     seed: int = 0
+    devices: int | str = 1
 
     def __post_init__(self) -> None:
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ConfigError(f"batch_tokens={self.batch_tokens}: give a positive number of tokens")
         if self.max_non_finite < 0:
             raise ConfigError(f"max_non_finite={self.max_non_finite}: give 0 or more rewards")
+        if self.devices != "auto" and (type(self.devices) is not int or self.devices < 1):
+            raise ConfigError(f"devices={self.devices}: give how many, or auto for all GPUs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +70,15 @@ class Scoring:
 
 
 @dataclass(slots=True)
-class _Work:
+class _Seen:
     """What happened on the way to the rewards."""
 
     cached: int = 0
-    tokens: int = 0
-    tokens_run: int = 0
-    tokens_padded: int = 0
-    seconds: float = 0.0
     truncated: int = 0
     dropped: int = 0
-    max_delta: float | None = None
     first_example: str | None = None
+    loaded: "Reader | None" = None
+    work: Work = field(default_factory=Work)
 
 
 def score(
@@ -96,16 +93,16 @@ def score(
         "responses": sum(len(example.responses) for example in examples),
         "unique": len(unique),
     }
-    work = _Work()
+    seen = _Seen()
     if isinstance(reward, RecordedReward):
         scored, ignored = reward.lookup(examples)
         counts["recorded_ignored"] = ignored
         if ignored:
             log.info("%s: %d rows belong to no selected example", reward.path, ignored)
     else:
-        encoded = _encode(reward, list(unique), settings, work)
+        encoded = _encode_and_load(reward, list(unique), settings, seen)
         rows, pad = list(encoded.values()), reward.chat.tokenizer.pad_token_id
-        columns = [_column(column, rows, settings, pad, work) for column in reward.columns]
+        columns = [_column(column, rows, settings, pad, seen) for column in reward.columns]
         rewards = dict(zip(encoded, reward.rewards(columns, rows).tolist(), strict=True))
         scored = [
             scored_example(
@@ -119,27 +116,43 @@ def score(
     if not scored:
         raise ScoreError("no example is left to score: raise model.max_length")
     counts |= {
-        "cached": work.cached,
-        "tokens": work.tokens,
-        "tokens_run": work.tokens_run,
-        "tokens_padded": work.tokens_padded,
-        "seconds": work.seconds,
-        "tokens_per_second": work.tokens / work.seconds if work.tokens else 0.0,
-        "truncated": work.truncated,
-        "dropped": work.dropped,
+        "cached": seen.cached,
+        "tokens": seen.work.tokens,
+        "tokens_run": seen.work.tokens_run,
+        "tokens_padded": seen.work.tokens_padded,
+        "seconds": seen.work.seconds,
+        "tokens_per_second": seen.work.tokens / seen.work.seconds if seen.work.tokens else 0.0,
+        "truncated": seen.truncated,
+        "dropped": seen.dropped,
         "dropped_examples": len(examples) - len(scored),
         "non_finite": _check_finite(scored, settings.max_non_finite),
         "ties": sum(
             good == bad for row in scored for good, bad in product(row.chosen, row.rejected)
         ),
     }
-    if work.max_delta is not None:
-        counts["self_check_max_delta"] = work.max_delta
-    return Scoring(scored, counts, work.first_example)
+    if not math.isnan(seen.work.max_delta):
+        counts["self_check_max_delta"] = seen.work.max_delta
+    return Scoring(scored, counts, seen.first_example)
+
+
+def _encode_and_load(
+    reward: ModelReward, conversations: Sequence[Conversation], settings: Settings, seen: _Seen
+) -> dict[Conversation, Encoded]:
+    """Encode while the weights are loaded, which are needed if the first response has no value."""
+    column, chat = reward.columns[0], reward.chat
+    (first,) = chat.encode(conversations[:1], settings.on_overlength)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        encoding = beside.submit(_encode, reward, conversations, settings, seen)
+        if settings.devices == 1 and first is not None:
+            with ScoreStore(settings.store_dir, column.identity(settings.store_dir)) as store:
+                needed = _key(column, first) not in store.read() and not store.is_claimed()
+            if needed:
+                seen.loaded = load(column, chat.tokenizer.pad_token_id)
+        return encoding.result()
 
 
 def _encode(
-    reward: ModelReward, conversations: Sequence[Conversation], settings: Settings, work: _Work
+    reward: ModelReward, conversations: Sequence[Conversation], settings: Settings, seen: _Seen
 ) -> dict[Conversation, Encoded]:
     """Return the conversations' tokens, without those dropped as too long; count these."""
     encoded = reward.chat.encode(conversations, settings.on_overlength)
@@ -148,17 +161,17 @@ def _encode(
         for conversation, row in zip(conversations, encoded, strict=True)
         if row is not None
     }
-    work.truncated = sum(row.truncated for row in kept.values())
-    work.dropped = len(conversations) - len(kept)
-    if work.truncated or work.dropped:
+    seen.truncated = sum(row.truncated for row in kept.values())
+    seen.dropped = len(conversations) - len(kept)
+    if seen.truncated or seen.dropped:
         log.warning(
             "%d responses were cut on the left and %d dropped: longer than %d tokens",
-            work.truncated,
-            work.dropped,
+            seen.truncated,
+            seen.dropped,
             reward.chat.max_length,
         )
     if kept:
-        work.first_example = _as_seen(reward, next(iter(kept.values())))
+        seen.first_example = _as_seen(reward, next(iter(kept.values())))
     return kept
 
 
@@ -166,107 +179,34 @@ def column_values(
     column: Column, rows: Sequence[Encoded], settings: Settings, pad: int | None
 ) -> Values:
     """Return the column's values `(responses,)`, computing and storing those that are new."""
-    return _column(column, rows, settings, pad, _Work())
+    return _column(column, rows, settings, pad, _Seen())
 
 
 def _column(
-    column: Column, rows: Sequence[Encoded], settings: Settings, pad: int | None, work: _Work
+    column: Column, rows: Sequence[Encoded], settings: Settings, pad: int | None, seen: _Seen
 ) -> Values:
-    """Return the column's values, and add to `work` what was computed."""
-    keys = [
-        response_key(row.ids, (row.start, row.end) if column.reads == "logps" else None)
-        for row in rows
-    ]
+    """Return the column's values, and add to `seen` what was computed."""
+    keys = [_key(column, row) for row in rows]
     unique = dict(zip(keys, rows, strict=True))
     with ScoreStore(settings.store_dir, column.identity(settings.store_dir)) as store:
 
-        def make(new: list[str]) -> dict[str, float]:
-            return _compute(column, {key: unique[key] for key in new}, settings, pad, store, work)
+        def make(new: list[str]) -> Mapping[str, float]:
+            rows = {key: unique[key] for key in new}
+            options = (settings.store_dir, pad, settings.batch_tokens, settings.seed)
+            request = Request(column, rows, *options, seen.loaded)
+            made, work = compute(request, store, settings.devices)
+            seen.work.add(work)
+            return made
 
         known, computed = store.fill(unique, make)
-    work.cached += len(unique) - computed
+    seen.loaded = None  # it is the first column's, and the next one's weights may need the room
+    seen.cached += len(unique) - computed
     return np.array([known[key] for key in keys], dtype=np.float64)
 
 
-def _compute(
-    column: Column,
-    new: dict[str, Encoded],
-    settings: Settings,
-    pad: int | None,
-    store: ScoreStore,
-    work: _Work,
-) -> dict[str, float]:
-    """Score the new responses, and a few of them again alone as a check."""
-    names, rows = list(new), list(new.values())
-    lengths = [len(row.ids) for row in rows]
-    log.info(
-        "loading %s (%s) for %d new responses, %d tokens",
-        column.checkpoint.name,
-        column.dtype,
-        len(rows),
-        sum(lengths),
-    )
-    reader = column.load(pad)
-    if reader.obstacle is None:
-        log.info("%s runs what the responses to a prompt share once", column.checkpoint.name)
-    else:
-        log.info("%s runs padded batches: %s", column.checkpoint.name, reader.obstacle)
-    values: dict[str, float] = {}
-    began = time.monotonic()
-    with ScoringProgress(column.checkpoint.name, len(rows), sum(lengths)) as progress:
-        for batch, scores in _batches(reader, rows, settings.batch_tokens or reader.budget):
-            made = list(zip([names[at] for at in batch.rows], scores, strict=True))
-            store.append(made)
-            values.update(made)
-            tokens = sum(lengths[at] for at in batch.rows)
-            work.tokens += tokens
-            work.tokens_run += batch.tokens
-            work.tokens_padded += batch.padded
-            progress.advance(len(batch.rows), tokens)
-    work.seconds += time.monotonic() - began
-    rng = np.random.default_rng(settings.seed)
-    for at in rng.choice(len(rows), min(_SELF_CHECKED, len(rows)), replace=False):
-        alone, batched = reader([rows[at]])[0], values[names[at]]
-        if math.isnan(alone) or math.isnan(batched):
-            continue
-        delta = abs(alone - batched)
-        work.max_delta = max(work.max_delta or 0.0, delta)
-        if column.dtype == "float32" and delta > _SELF_CHECK_LIMIT * max(1.0, abs(alone)):
-            log.warning("a response scored %g alone and %g in its batch", alone, batched)
-    return values
-
-
-def _batches(
-    reader: "Reader", rows: Sequence[Encoded], budget: int
-) -> Iterator[tuple[Batch, list[float]]]:
-    """Yield batches and their numbers; where a device's memory is too small, the budget halves.
-
-    Raises ScoreError where it is too small for one response.
-    """
-    from torch import OutOfMemoryError, cuda
-
-    left = list(range(len(rows)))
-    while left:
-        done: set[int] = set()
-        for part in plan([rows[at] for at in left], budget, reader.packs):
-            batch = part._replace(rows=tuple(left[at] for at in part.rows))
-            try:
-                numbers = reader([rows[at] for at in batch.rows], batch.forks)
-            except OutOfMemoryError as error:
-                if len(batch.rows) == 1:
-                    raise ScoreError(
-                        f"the device's memory does not hold a response of {batch.tokens} tokens: "
-                        "give a smaller model.max_length or model.dtype, or spread the model with "
-                        "model.device_map=auto"
-                    ) from error
-                budget = min(budget, batch.padded) // 2
-                break
-            done.update(batch.rows)
-            yield batch, numbers
-        left = [at for at in left if at not in done]
-        if left:  # outside the handler, whose error holds on to what did not fit
-            cuda.empty_cache()
-            log.warning("the device is out of memory: on with batches of %d tokens", budget)
+def _key(column: Column, row: Encoded) -> str:
+    """Return the key of a response in the column's store."""
+    return response_key(row.ids, (row.start, row.end) if column.reads == "logps" else None)
 
 
 def _check_finite(scored: Sequence[ScoredExample], limit: int) -> int:

@@ -127,6 +127,10 @@ class Store(Generic[Value]):
             _discard(own)
             held.release()
 
+    def is_claimed(self) -> bool:
+        """Say whether some process is computing values of this column."""
+        return (self.folder / "claims").is_dir() and bool(self._claims())
+
     def wait(self) -> None:
         """Return when the processes that hold claims now have ended them."""
         for claim in self._claims():

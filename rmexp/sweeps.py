@@ -84,14 +84,10 @@ def _comparison(folder: Path, numbers: Sequence[int], run: "Run") -> str:
     rows = comparison.gather(folder / str(number) for number in numbers)
     if not rows:
         return ""
-    from rmexp import figures
-
-    comparison.write(folder / comparison.FILE, rows)
-    run.log_file(folder / comparison.FILE)
-    figures.dots(rows).savefig(folder / "comparison.png", bbox_inches="tight")
-    run.log_file(folder / "comparison.png")
-    comparison.show(rows)
-    return f"\n{comparison.markdown(rows)}"
+    text = comparison.report(rows, folder)
+    for name in (comparison.FILE, comparison.FIGURE):
+        run.log_file(folder / name)
+    return f"\n{text}"
 
 
 def _curves(folder: Path, done: Sequence[jobs.Job]) -> list[Path]:

@@ -18,7 +18,8 @@ from rmexp.adapters import ADAPTERS, find_adapter
 from rmexp.chat import Encoded
 from rmexp.checkpoints import Checkpoint, find_checkpoint
 from rmexp.errors import ConfigError, ScoreError
-from rmexp.forward import load_scalar, scalar_reader, scalar_rewards
+from rmexp.forward import scalar_reader, scalar_rewards
+from rmexp.loading import load_scalar
 from rmexp.plan import Fork
 from rmexp.rewards import Column, open_reward
 

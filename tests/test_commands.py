@@ -3,21 +3,16 @@
 Most runs happen in this process, as the script that they are: a process of its own takes seconds.
 """
 
-import contextlib
 import errno
-import io
 import json
-import logging
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +21,12 @@ import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
+from running import Done, run_script
 from scored_rows import write_lines
 from test_tracking import fresh_database
 from tiny import tiny_policy, tiny_scalar
 
-from rmexp import commands, evaluate, tracking
+from rmexp import commands, configs, evaluate, tracking
 from rmexp.benchmarks.toy import Toy
 from rmexp.checkpoints import find_checkpoint
 from rmexp.errors import ConfigError
@@ -48,43 +44,6 @@ HOW_IT_WENT = {
 LIMIT = 300.0  # seconds after which a process counts as hanging
 
 
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended: its exit code, its output, and what it left in `folder`."""
-
-    code: int
-    out: str
-    err: str
-    folder: Path
-    uri: str
-
-    @property
-    def last(self) -> str:
-        return self.err.strip().splitlines()[-1]
-
-    @property
-    def status(self) -> dict[str, str]:
-        return self.status_of("")
-
-    def status_of(self, job: str) -> dict[str, str]:
-        found: dict[str, str] = json.loads((self.folder / job / "run.json").read_text())
-        return found
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        found: dict[str, float] = json.loads((self.folder / "metrics.json").read_text())
-        return found
-
-    @property
-    def scores(self) -> list[dict[str, Any]]:
-        lines = (self.folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
-
-    def run(self, job: str = "") -> Any:
-        """What MLflow has of it."""
-        return MlflowClient(tracking_uri=self.uri).get_run(self.status_of(job)["run_id"])
-
-
 class Command:
     """`python eval_rm.py`, with all that it writes below one folder.
 
@@ -98,28 +57,9 @@ class Command:
 
     def __call__(self, *overrides: str, out: str = "out", options: Sequence[str] = ()) -> Done:
         """Run it in this process."""
-        handlers, level = logging.root.handlers[:], logging.root.level
-        stdout, stderr = io.StringIO(), io.StringIO()
-        code: object = 0
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(self.root)
-            patch.setattr(sys, "argv", ["eval_rm.py", *options, *self.arguments(overrides, out)])
-            patch.setattr(commands, "_failed", [])
-            if not self.figures:
-                patch.setattr(Toy, "figures", lambda *_: {})
-            with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-                try:
-                    runpy.run_path("eval_rm.py", run_name="__main__")
-                except SystemExit as end:
-                    code = end.code
-                finally:
-                    for handler in logging.root.handlers:
-                        if handler not in handlers:
-                            handler.close()
-                    logging.root.handlers[:] = handlers
-                    logging.root.setLevel(level)
-        assert isinstance(code, int)
-        return Done(code, stdout.getvalue(), stderr.getvalue(), self.top / out, self.uri)
+        words = ["eval_rm.py", *options, *self.arguments(overrides, out)]
+        undrawn = () if self.figures else ((Toy, "figures"),)
+        return Done(*run_script(self.root, words, undrawn), self.top / out, self.uri)
 
     def start(self, *overrides: str, out: str = "out", options: Sequence[str] = ()) -> Any:
         """Start it as a process; `end` waits for it."""
@@ -616,7 +556,9 @@ def test_an_output_folder_that_cannot_be_made(command, options, out):
     done = command("bench.limit=1", out=out, options=options)
     assert done.code == 1
     assert done.err.count("\n") == 1
-    assert re.fullmatch(r"cannot make the output folder .*file.*: give another out_dir", done.last)
+    assert re.fullmatch(
+        r"out_dir=.*file.*: cannot make this folder .*, give another one", done.last
+    )
     assert command.runs() == []
 
 
@@ -885,20 +827,20 @@ def test_help_is_quick_and_complete(command):
 )
 def test_settings_that_cannot_be_meant(settings, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        commands.resolve(OmegaConf.create(settings))
+        configs.resolve(OmegaConf.create(settings))
     assert "\n" not in str(caught.value)
 
 
 def test_settings_are_resolved_and_left_alone():
     config = OmegaConf.create({"seed": 3, "a": {"b": "${seed}"}})
     before = config.copy()
-    assert commands.resolve(config) == {"seed": 3, "a": {"b": 3}}
+    assert configs.resolve(config) == {"seed": 3, "a": {"b": 3}}
     assert config == before
 
 
 def test_a_folder_setting_is_made(tmp_path):
     path = tmp_path / "a" / "b"
-    assert commands.folder({"store_dir": str(path)}, "store_dir") == path
+    assert configs.folder({"store_dir": str(path)}, "store_dir") == path
     assert path.is_dir()
 
 

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 
-from rmexp import commands  # noqa: F401  registers the resolvers
+from rmexp import configs  # noqa: F401  registers the resolvers
 from rmexp.catalogue import NOT_MODELS
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

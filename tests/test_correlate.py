@@ -1,29 +1,24 @@
 """`python correlate.py` as a user runs it, and the published tables that it reproduces."""
 
-import contextlib
-import io
 import json
-import logging
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from running import Done, run_script
 from scipy import stats
 from scored_rows import write_lines
-from test_commands import Done
 from test_tracking import fresh_database
 
-from rmexp import commands
 from rmexp.benchmarks.toy import Toy
+from rmexp.configs import ROOT
 from rmexp.correlation import correlate
 from rmexp.correlation.tables import Row
 from rmexp.tracked import log_policy
 from rmexp.tracking import MlflowClient, tracked_run
 
-PUBLISHED = Path(commands.ROOT) / "rmexp" / "published"
+PUBLISHED = ROOT / "rmexp" / "published"
 NUMBERS = ("pearson", "spearman", "kendall")
 
 
@@ -36,32 +31,11 @@ class Command:
         self.root, self.top, self.uri = root, top, uri
 
     def __call__(self, *overrides: str, out: str = "out", script: str = "correlate.py") -> Done:
-        handlers, level = logging.root.handlers[:], logging.root.level
-        stdout, stderr = io.StringIO(), io.StringIO()
         own = [f"out_dir={self.top / out}", f"tracking.uri={self.uri}"]
         own.append(f"store_dir={self.top / 'store'}")
-        code: object = 0
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(self.root)
-            patch.setattr(sys, "argv", [script, *own, *overrides])
-            patch.setattr(commands, "_failed", [])
-            patch.setenv("COLUMNS", "200")
-            if not self.figures:
-                patch.setattr(correlate, "draw", lambda *_: None)
-                patch.setattr(Toy, "figures", lambda *_: {})
-            with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-                try:
-                    runpy.run_path(script, run_name="__main__")
-                except SystemExit as end:
-                    code = end.code
-                finally:
-                    for handler in logging.root.handlers:
-                        if handler not in handlers:
-                            handler.close()
-                    logging.root.handlers[:] = handlers
-                    logging.root.setLevel(level)
-        assert isinstance(code, int)
-        return Done(code, stdout.getvalue(), stderr.getvalue(), self.top / out, self.uri)
+        undrawn = () if self.figures else ((correlate, "draw"), (Toy, "figures"))
+        done = run_script(self.root, [script, *own, *overrides], undrawn)
+        return Done(*done, self.top / out, self.uri)
 
 
 @pytest.fixture(scope="session")

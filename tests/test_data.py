@@ -187,12 +187,14 @@ def test_a_batch_by_hand() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_every_pair_weighs_the_same_in_its_step(world: int, accumulate: int, size: int) -> None:
+@pytest.mark.parametrize(("size", "tokens"), [(1, None), (2, None), (4, None), (4, 20)])
+def test_every_pair_weighs_the_same_in_its_step(
+    world: int, accumulate: int, size: int, tokens: int | None
+) -> None:
     """Lightning divides by `accumulate`, DDP by `world`: one over the step's pairs is left."""
     count = 11
     shares = [
-        list(Batches(pairs(count), size, (rank, world), accumulate=accumulate, seed=3))
+        list(Batches(pairs(count), size, (rank, world), 0, accumulate, seed=3, tokens=tokens))
         for rank in range(world)
     ]
     assert len({len(batches) for batches in shares}) == 1
@@ -225,6 +227,28 @@ def test_the_order_depends_on_seed_and_epoch() -> None:
     assert names(Batches(pairs(16), 4, seed=0), 1) == second
     assert names(Batches(pairs(16), 4, seed=1)) != first
     assert names(Batches(pairs(16), 4)) == [str(i) for i in range(16)]
+
+
+def test_tokens_bound_a_batch() -> None:
+    """The pairs have 6, 7 and 8 tokens in turn, none shared: three fit 21, and none fits 5."""
+    assert [batch.names for batch in Batches(pairs(7), 9, tokens=21)] == [
+        ["0", "1", "2"], ["3", "4", "5"], ["6"]
+    ]  # fmt: skip
+    assert [batch.names for batch in Batches(pairs(3), 9, tokens=5)] == [["0"], ["1"], ["2"]]
+    assert len(Batches(pairs(7), 2, tokens=21)) == 4
+
+
+def test_pairs_that_tokens_bound_stay_together_in_another_order() -> None:
+    def epoch(number: int) -> list[tuple[str, ...]]:
+        batches.set_epoch(number)
+        return [tuple(batch.names) for batch in batches]
+
+    batches = Batches(pairs(32), 4, seed=0, tokens=20)
+    first, second = epoch(0), epoch(1)
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert len(first) == len(batches)
+    assert sorted(int(name) for names in first for name in names) == list(range(32))
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4])

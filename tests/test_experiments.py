@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from scored_rows import write_lines
 
-from rmexp.commands import build, resolve
+from rmexp.configs import build, resolve
 from rmexp.training import followups
 from rmexp.training.recipe import Recipe
 

@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
 from contenders import from_json, to_json
+from growth import draw, examples, linear, points
 from sample import Line, padded_tokens, peer_order, share_of_rate, table, whole_prompts
 
 from rmexp.schema import Example, Message
@@ -80,3 +81,30 @@ def test_share_of_the_matrix_rate() -> None:
 
 def test_examples_travel_as_json() -> None:
     assert from_json(to_json(LISTS)) == LISTS
+
+
+def test_conversations_grow_by_one_measure_at_a_time() -> None:
+    """Every point of an axis has what it says, and no text occurs twice."""
+    texts: list[str] = []
+    for point in points():
+        made = examples(point, seed=0)
+        assert len(made) == point.prompts
+        for e in made:
+            assert len(e.chosen) == point.responses
+            texts += [e.prompt[0].content, *e.chosen]
+    assert {len(text.split()) for text in texts} == {point.length for point in points()}
+    assert len(set(texts)) == len(texts)
+
+
+def test_a_line_explains_all_of_a_line_and_less_of_a_parabola() -> None:
+    """Of 0, 1, 4 at 0, 1, 2: the line is -1/3 + 2 x, which leaves 2/3 of 26/3."""
+    assert linear([1, 2, 3], [5, 7, 9]) == (3, 2, 1)
+    assert linear([0, 1, 2], [0, 1, 4]) == pytest.approx((-1 / 3, 2, 1 - (2 / 3) / (26 / 3)))
+
+
+def test_the_figure_has_a_panel_an_axis() -> None:
+    seconds = [float(point.value) for point in points()]
+    figure = draw({"one": seconds, "other": [2 * value for value in seconds]})
+    assert [axis.get_xlabel() for axis in figure.axes] == [
+        "prompts", "responses to a prompt", "tokens of prompt and of response"
+    ]  # fmt: skip

@@ -16,7 +16,7 @@ from scored_rows import write_lines
 from test_tracking import fresh_database
 from tiny import tiny_policy, tiny_scalar
 
-from rmexp import forward, jobs, sweeps
+from rmexp import jobs, loading, sweeps
 from rmexp.bestofn import Point, kl, write
 from rmexp.jobs import Job
 from rmexp.rewards import open_reward
@@ -222,14 +222,14 @@ def test_a_killed_sweep_leaves_nothing_running(place: Place) -> None:
 
 def test_the_weights_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    load = forward.load_scalar
+    load = loading.load_scalar
 
     def watched(*args: Any) -> Any:
         model = load(*args)
         seen.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(forward, "load_scalar", watched)
+    monkeypatch.setattr(loading, "load_scalar", watched)
     example = Example("a", "s", (Message("user", "?"),), ("yes",), ("no",))
     reward = open_reward(path=str(tiny_scalar(tmp_path / "model")))
     score(reward, [example], Settings(tmp_path / "store"))

@@ -22,7 +22,7 @@ from tiny import tiny_policy, tiny_scalar
 from training import OBJECTIVES, quiet_trainer, start
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmexp import commands  # noqa: F401  registers the resolvers
+from rmexp import configs  # noqa: F401  registers the resolvers
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.rewards import open_reward
 from rmexp.schema import Message
@@ -225,13 +225,13 @@ def test_a_trainer_that_cannot_be(policy: Path, tmp_path: Path) -> None:
 
 
 def test_plans_of_follow_ups() -> None:
-    configs = {
+    files = {
         "toy": {"_target_": "t", "limit": None},
         "preference": {"_target_": "p", "path": "???"},
     }
 
     def read(name: str) -> dict[str, Any]:
-        return dict(configs[name])
+        return dict(files[name])
 
     made = plan(["toy", {"name": "toy", "limit": 3}], read, lambda config: config)
     assert [wanted.folder for wanted in made] == ["toy", "toy-2"]

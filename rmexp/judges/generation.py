@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from rmexp import forward
+from rmexp import loading
 from rmexp.judges.llm import Answer, Sampling
 from rmexp.rewards import Column
 
 
 def load_generator(column: Column) -> Any:
     """Load a causal language model's weights, from safetensors only."""
-    return forward.load_policy(
+    return loading.load_policy(
         column.checkpoint, column.dtype, column.attention, column.device, column.device_map
     )
 

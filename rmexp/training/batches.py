@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rmexp.chat import Chat, Encoded, OnOverlength
 from rmexp.errors import DataError
-from rmexp.plan import Fork, find_forks
+from rmexp.plan import Fork, count_tokens, find_forks
 from rmexp.schema import Example
 
 
@@ -85,11 +85,14 @@ def encode_pairs(
 
 
 class Batches:
-    """Batches of `size` pairs over all devices together, of which this device sees its share.
+    """Batches of up to `size` pairs over all devices together, of which this device sees its share.
 
-    `share` is this device's rank and the number of devices; `pad` fills short rows up.
+    `share` is this device's rank and the number of devices; `pad` fills short rows up. A batch has
+    at most `tokens` tokens, or one pair; what a pair's responses share counts once.
 
-    With a `seed` each epoch has an order of its own; without, the pairs come as they are. A step of
+    With a `seed` each epoch has an order of its own; without, the pairs come as they are. Where
+    tokens bound the batches, their pairs stay together in all epochs, and so their number stays
+    the same, as the schedule needs. A step of
     the optimiser is `accumulate` batches; the weights make its gradient the mean over its pairs,
     however the pairs fall on batches and devices and however few an epoch's last ones are. Every
     device gets as many pairs, if need be a pair again that does not count.
@@ -106,35 +109,59 @@ class Batches:
         pad: int = 0,
         accumulate: int = 1,
         seed: int | None = None,
+        tokens: int | None = None,
     ) -> None:
         self._pairs, self._size, self._pad, self._accumulate = pairs, size, pad, accumulate
         self._seed = seed
+        self._together = None if tokens is None else self._bounded(tokens)
         self._rank, self._world = share
         self._epoch = self._next = self._begin = 0
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
+        if self._together is not None:
+            return len(self._together)
         return -(-len(self._pairs) // self._size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield an epoch's batches; after `load_state_dict`, those that are left of it."""
         begin, self._begin = self._begin % len(self), 0
-        order = np.arange(len(self._pairs))
-        if self._seed is not None:
-            order = np.random.default_rng([self._seed, self._epoch]).permutation(order)
-        for number in range(begin, len(self)):
+        if self._together is not None:
+            groups = [self._together[at] for at in self._order(len(self._together), self._epoch)]
+        else:
+            order = self._order(len(self._pairs), self._epoch)
+            groups = [order[at : at + self._size] for at in range(0, len(order), self._size)]
+        for number in range(begin, len(groups)):
             self._next = number + 1
-            yield self._batch(order, number)
+            yield self._batch(groups, number)
 
-    def _batch(self, order: "np.ndarray[tuple[int], np.dtype[np.int64]]", number: int) -> Batch:
-        batch = order[number * self._size : (number + 1) * self._size]
+    def _order(self, count: int, epoch: int) -> list[int]:
+        if self._seed is None:
+            return list(range(count))
+        return [int(at) for at in np.random.default_rng([self._seed, epoch]).permutation(count)]
+
+    def _bounded(self, tokens: int) -> list[list[int]]:
+        """Return the pairs, in the first epoch's order, in groups of at most so many tokens."""
+        groups: list[list[int]] = []
+        left = 0
+        for at in self._order(len(self._pairs), 0):
+            cost = _tokens(self._pairs[at])
+            if not groups or cost > left or len(groups[-1]) == self._size:
+                groups.append([])
+                left = tokens
+            groups[-1].append(at)
+            left -= cost
+        return groups
+
+    def _batch(self, groups: Sequence[Sequence[int]], number: int) -> Batch:
+        batch = groups[number]
         first = number - number % self._accumulate
-        step = order[first * self._size : (first + self._accumulate) * self._size]
-        own = [int(at) for at in batch[self._rank :: self._world]]
+        step = sum(len(group) for group in groups[first : first + self._accumulate])
+        own = list(batch[self._rank :: self._world])
         share = -(-len(batch) // self._world)
         real = [1.0] * len(own) + [0.0] * (share - len(own))
-        chosen = [self._pairs[at] for at in own + [int(batch[0])] * (share - len(own))]
-        return collate(chosen, real, self._accumulate * self._world / len(step), self._pad)
+        chosen = [self._pairs[at] for at in own + [batch[0]] * (share - len(own))]
+        return collate(chosen, real, self._accumulate * self._world / step, self._pad)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of this epoch, for a loop over the batches that has not begun."""
@@ -147,6 +174,13 @@ class Batches:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on behind the batch at which the state was taken."""
         self._epoch, self._begin = state["epoch"], state["next"]
+
+
+def _tokens(pair: Pair) -> int:
+    """Return the tokens of a pair, what its responses share counting once."""
+    rows = (pair.chosen, pair.rejected)
+    lengths = [len(row.ids) for row in rows]
+    return sum(count_tokens(fork, lengths) for fork in find_forks(rows))
 
 
 def collate(pairs: Sequence[Pair], real: Sequence[float], weight: float, pad: int = 0) -> Batch:

@@ -9,9 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rmexp import comparison, figures
+from rmexp import comparison
 from rmexp.benchmarks import Benchmark
-from rmexp.commands import result_key
+from rmexp.configs import result_key
 from rmexp.errors import ConfigError
 from rmexp.evaluate import evaluate
 from rmexp.jobs import write_status
@@ -151,10 +151,7 @@ def follow(
     if len(rewards) > 1:
         for wanted in plans:
             compared += _compare(wanted, rewards, out_dir / "eval", settings.seed)
-        comparison.write(out_dir / comparison.FILE, compared)
-        figures.dots(compared).savefig(out_dir / "comparison.png", bbox_inches="tight")
-        run.note(comparison.markdown(compared))
-        comparison.show(compared)
+        run.note(comparison.report(compared, out_dir))
     return headlines
 
 

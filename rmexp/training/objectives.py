@@ -8,7 +8,8 @@ from torch import Tensor
 from rmexp.backbone import Model
 from rmexp.checkpoints import Checkpoint
 from rmexp.errors import ConfigError
-from rmexp.forward import load_policy, response_logps, scalar_rewards
+from rmexp.forward import response_logps, scalar_rewards
+from rmexp.loading import load_policy
 from rmexp.training.batches import Batch
 from rmexp.training.losses import preference_loss
 from rmexp.training.starts import load_classifier

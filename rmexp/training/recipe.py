@@ -15,15 +15,17 @@ from rmexp.training.starts import add_lora
 class Recipe:
     """How to train, whatever the model, the data and the objective.
 
-    `batch_size` counts pairs over all devices together; `warmup` is a share of the steps,
-    `val_share` one of the prompts. A checkpoint is written every `checkpoint_every` steps. Training
-    stops when the validation loss has not fallen for `patience` validations. `max_length` bounds a
-    training sequence in tokens, below the model's own limit. `lora_rank` is None for full training.
+    A batch has up to `batch_size` pairs, and up to `batch_tokens` tokens if these are given, over
+    all devices together; `warmup` is a share of the steps, `val_share` one of the prompts. A
+    checkpoint is written every `checkpoint_every` steps. Training stops when the validation loss
+    has not fallen for `patience` validations. `max_length` bounds a training sequence in tokens,
+    below the model's own limit. `lora_rank` is None for full training.
     Raises ConfigError for a value that cannot be meant.
     """
 
     batch_size: int
     learning_rate: float
+    batch_tokens: int | None = None
     weight_decay: float = 0.0
     warmup: float = 0.1
     val_share: float = 0.1
@@ -37,7 +39,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        optional = ("patience", "max_length", "lora_rank")
+        optional = ("batch_tokens", "patience", "max_length", "lora_rank")
         for name in ("batch_size", "checkpoint_every", "lora_alpha", *optional):
             value = getattr(self, name)
             missing = value is None and name in optional

@@ -11,7 +11,7 @@ from rmexp.adapters import find_adapter
 from rmexp.backbone import Model
 from rmexp.checkpoints import Checkpoint
 from rmexp.errors import ConfigError
-from rmexp.forward import load_scalar, unreported_weights
+from rmexp.loading import load_scalar, unreported_weights
 
 _PAD = "<|pad|>"
 

@@ -81,7 +81,8 @@ def train(
     reading = {**objective.reading(), "reference": None}
     reference = start.reference if objective.uses_reference else None
     if reference is not None:
-        parts = _with_references(parts, reference, settings, chat.tokenizer.pad_token_id)
+        sharing = replace(settings, devices=_free_devices(trainer, reference))
+        parts = _with_references(parts, reference, sharing, chat.tokenizer.pad_token_id)
         reading["reference"] = {
             "name": reference.checkpoint.name,
             "path": start.reference_path or start.path,
@@ -99,8 +100,11 @@ def train(
     ckpt_path = resumed(folder / "last.ckpt", identity) if resume else None
     pad, devices = chat.tokenizer.pad_token_id or 0, (trainer.global_rank, trainer.world_size)
     size, accumulate = recipe.batch_size, trainer.accumulate_grad_batches
-    batches = Batches(parts["train"].pairs, size, devices, pad, accumulate, recipe.seed)
-    val = Batches(parts["val"].pairs, size, devices, pad) if parts["val"].pairs else None
+    limit = recipe.batch_tokens
+    batches = Batches(parts["train"].pairs, size, devices, pad, accumulate, recipe.seed, limit)
+    val = None
+    if parts["val"].pairs:
+        val = Batches(parts["val"].pairs, size, devices, pad, tokens=limit)
     torch.manual_seed(recipe.seed)
     module = PreferenceModule(
         build_model(start, objective, recipe),
@@ -150,6 +154,15 @@ def _report_data(source: Source, data: Dataset, counts: Mapping[str, float], out
         (out_dir / "bad_rows.txt").write_text("\n".join(data.bad_rows) + "\n")
         named = "; ".join(data.bad_rows[:_NAMED_ROWS])
         log.warning("%d bad rows, listed in bad_rows.txt: %s", len(data.bad_rows), named)
+
+
+def _free_devices(trainer: Trainer, reference: Column) -> int:
+    """Return how many devices may share the reference's pass: all, before Lightning takes them."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    theirs = environment is not None and environment.creates_processes_externally
+    if theirs or reference.device_map or trainer.strategy.root_device.type != reference.device:
+        return 1
+    return int(trainer.num_devices)
 
 
 def _with_references(

@@ -19,18 +19,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 import random
 
 from contenders import BATCH, LENGTH, to_json
+from growth import draw, examples, linear, points
 from sample import Line, padded_tokens, peer_order, share_of_rate, table, whole_prompts
 
 from rmexp.benchmarks.preference import Preference
 from rmexp.benchmarks.rmb import RMB
 from rmexp.benchmarks.rmbench import RMBench
 from rmexp.embedded import smollm2
-from rmexp.forward import unreported_weights
+from rmexp.loading import unreported_weights
 from rmexp.rewards import open_reward
 from rmexp.schema import Example
 
 TOKENS = {"float32": 60_000, "bfloat16": 150_000}  # of the peers, in all of the scoring
 _RMB_SHARE = 2 / 3  # of them; the rest is RM-Bench's
+_PARTS = ("rmb", "rmbench", "bt", "dpo", "growth")
 _COMPARED = 3  # examples whose scores are compared with transformers alone
 
 
@@ -152,11 +154,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtypes", nargs="*", default=list(TOKENS), choices=list(TOKENS))
-    parser.add_argument("--only", nargs="*", default=["rmb", "rmbench", "bt", "dpo"])
+    parser.add_argument("--only", nargs="*", default=_PARTS, choices=_PARTS)
+    parser.add_argument("--figure", type=Path, help="where to draw how the cost grows")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
         lines = list(measure(bench))
+        if "growth" in options.only:
+            grow(bench)
     print(f"\nthreads {options.threads}, rounds {options.rounds}, seed {options.seed}\n")
     print(table(lines))
 
@@ -194,6 +199,29 @@ def measure(bench: Bench) -> Iterator[Line]:
         drawn = random.Random(options.seed).sample(fitting, options.pairs - options.pairs % BATCH)
         for objective in wanted:
             yield bench.training(objective, drawn)
+
+
+def grow(bench: Bench) -> None:
+    """Measure how the cost grows, in bf16 and one round: print what a line explains of it."""
+    parts = [to_json(examples(point, bench.options.seed)) for point in points()]
+    arguments = {"model": str(bench.classifier), "dtype": "bfloat16", "parts": parts}
+    seconds = {}
+    for name, contender in (("rmexp", "score_ours"), ("pipeline", "score_pipeline")):
+        took = bench.run(contender, **arguments)
+        seconds[name] = [took[f"seconds{n}"] for n in range(len(parts))]
+    for axis in dict.fromkeys(point.axis for point in points()):
+        at = [n for n, point in enumerate(points()) if point.axis == axis]
+        x = [points()[n].value for n in at]
+        for name, values in seconds.items():
+            y = [values[n] for n in at]
+            intercept, slope, explained = linear(x, y)
+            shown = ", ".join(f"{value}: {took:.2f} s" for value, took in zip(x, y, strict=True))
+            print(
+                f"{name}, {axis}: {shown}; line {intercept:.2f} s + {1000 * slope:.2f} ms each, "
+                f"R^2 {explained:.4f}"
+            )
+    if bench.options.figure is not None:
+        draw(seconds).savefig(bench.options.figure, bbox_inches="tight")
 
 
 def found(path: Path) -> str | None:

@@ -1,0 +1,99 @@
+"""Configs as Hydra composed them: to plain values that are checked, and to what they name."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rmexp.errors import ConfigError, RmexpError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+OmegaConf.register_new_resolver("root", lambda name="": str(ROOT / name))
+OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True)
+
+# What does not change a result: where it goes, what it runs on, and what happens to other jobs.
+_NO_PART_OF_A_RESULT = {
+    *("out_dir", "store_dir", "tracking", "skip_done", "fail_fast", "then"),
+    *("batch_tokens", "devices"),
+}
+
+
+def result_key(config: Mapping[str, Any], **fingerprints: str) -> str:
+    """Return a digest of what determines a result: the config, the code, and what they work on."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    kept = {name: value for name, value in config.items() if name not in _NO_PART_OF_A_RESULT}
+    digest.update(json.dumps([kept, fingerprints], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """Return the config as plain values. Raises ConfigError for one that is missing or loops."""
+    try:
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise ConfigError(f"{missing[0]} has no value: give one, {missing[0]}=VALUE")
+        resolved = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{where}{str(error).splitlines()[0]}; give another value") from error
+    assert isinstance(resolved, dict)
+    plain = {str(key): value for key, value in resolved.items()}
+    whole(plain, "seed")
+    return plain
+
+
+def whole(config: Mapping[str, Any], name: str, least: int = 0) -> int:
+    """Return the setting if it is a whole number of at least `least`, else raise ConfigError."""
+    value = config[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name}={value}: give a whole number of {least} or more")
+    return value
+
+
+def folder(config: Mapping[str, Any], name: str) -> Path:
+    """Return the setting as a folder, made if needed; raise ConfigError where that fails."""
+    value = config[name]
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{name}={json.dumps(value)}: give a folder")
+    return make_folder(Path(value).expanduser(), name)
+
+
+def make_folder(path: Path, name: str) -> Path:
+    """Make the folder of the setting `name` if needed, and return it; see `folder`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{name}={path}: cannot make this folder ({error.strerror}), give another one"
+        ) from error
+    return path
+
+
+def build(config: Mapping[str, Any], **more: object) -> Any:
+    """Instantiate a config's `_target_`; our own errors come through as they are."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(dict(config), _convert_="all", **more)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, RmexpError):
+            raise error.__cause__ from None
+        if isinstance(error.__cause__, TypeError):
+            raise ConfigError(f"{config['_target_']}: {error.__cause__}") from error
+        raise
+
+
+def given(tracking: Mapping[Any, Any], name: str) -> str:
+    """Return `tracking.<name>` as text; raise ConfigError where it is empty."""
+    if tracking[name] in (None, ""):
+        example = {"uri": "sqlite:////path/mlflow.db or http://host:port", "experiment": "a name"}
+        raise ConfigError(f"tracking.{name} is empty: give {example[name]}")
+    return str(tracking[name])

@@ -1,0 +1,86 @@
+"""The scripts of the project's root, run in this process: one of its own takes seconds."""
+
+import contextlib
+import io
+import json
+import logging
+import runpy
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rmexp import commands
+from rmexp.tracking import MlflowClient
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended: its exit code, its output, and what it left in `folder`."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+    uri: str
+
+    @property
+    def last(self) -> str:
+        return self.err.strip().splitlines()[-1]
+
+    @property
+    def status(self) -> dict[str, str]:
+        return self.status_of("")
+
+    def status_of(self, job: str) -> dict[str, str]:
+        found: dict[str, str] = json.loads((self.folder / job / "run.json").read_text())
+        return found
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        found: dict[str, float] = json.loads((self.folder / "metrics.json").read_text())
+        return found
+
+    @property
+    def scores(self) -> list[dict[str, Any]]:
+        lines = (self.folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def run(self, job: str = "") -> Any:
+        """What MLflow has of it."""
+        return MlflowClient(tracking_uri=self.uri).get_run(self.status_of(job)["run_id"])
+
+
+def run_script(
+    root: Path, words: Sequence[str], undrawn: Iterable[tuple[Any, str]] = ()
+) -> tuple[int, str, str]:
+    """Return the exit code and the output of `python WORDS`.
+
+    The functions in `undrawn` make no figures: drawing takes most of a small run's time.
+    """
+    handlers, level = logging.root.handlers[:], logging.root.level
+    stdout, stderr = io.StringIO(), io.StringIO()
+    code: object = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr(sys, "argv", list(words))
+        patch.setattr(commands, "_failed", [])
+        patch.setenv("COLUMNS", "200")
+        for owner, name in undrawn:
+            patch.setattr(owner, name, lambda *_: {})
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            try:
+                runpy.run_path(words[0], run_name="__main__")
+            except SystemExit as end:
+                code = end.code
+            finally:
+                for handler in logging.root.handlers:
+                    if handler not in handlers:
+                        handler.close()
+                logging.root.handlers[:] = handlers
+                logging.root.setLevel(level)
+    assert isinstance(code, int)
+    return code, stdout.getvalue(), stderr.getvalue()

@@ -35,7 +35,7 @@ ui: $(STAMP) ## Open the MLflow UI on this machine
 	@$(BIN)/mlflow ui --backend-store-uri '$(STORE)' --host 127.0.0.1
 
 test: model ## Run the tests (ARGS='-k stats' selects, WORKERS=0 runs them in one process)
-	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 bench: model ## Measure speed against the field's tools (DATA=FOLDER; ARGS='--pairs 4 --rounds 1')
 	@test -n '$(DATA)' || { echo 'bench: name the folder with the data: make bench DATA=FOLDER'; exit 1; }

@@ -4,14 +4,17 @@ import contextlib
 import io
 import json
 import logging
+import os
 import runpy
+import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from rmexp import commands
 from rmexp.tracking import MlflowClient
@@ -54,10 +57,39 @@ class Done:
         return MlflowClient(tracking_uri=self.uri).get_run(self.status_of(job)["run_id"])
 
 
-def run_script(
-    root: Path, words: Sequence[str], undrawn: Iterable[tuple[Any, str]] = ()
-) -> tuple[int, str, str]:
-    """Return the exit code and the output of `python WORDS`.
+class Ended(NamedTuple):
+    """The exit code of a script, and its output."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_apart(root: Path, words: Sequence[str], **environment: str) -> Ended:
+    """Run `python WORDS` in a process of its own, with one thread."""
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with the bits of a process that has one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run_script(root: Path, words: Sequence[str], undrawn: Iterable[tuple[Any, str]] = ()) -> Ended:
+    """Run `python WORDS` in this process.
 
     The functions in `undrawn` make no figures: drawing takes most of a small run's time.
     """
@@ -68,6 +100,7 @@ def run_script(
         patch.chdir(root)
         patch.setattr(sys, "argv", list(words))
         patch.setattr(commands, "_failed", [])
+        patch.setattr(commands, "_then", [])
         patch.setenv("COLUMNS", "200")
         for owner, name in undrawn:
             patch.setattr(owner, name, lambda *_: {})
@@ -79,8 +112,9 @@ def run_script(
             finally:
                 for handler in logging.root.handlers:
                     if handler not in handlers:
-                        handler.close()
+                        with contextlib.suppress(OSError):  # of a log file on a full disk
+                            handler.close()
                 logging.root.handlers[:] = handlers
                 logging.root.setLevel(level)
     assert isinstance(code, int)
-    return code, stdout.getvalue(), stderr.getvalue()
+    return Ended(code, stdout.getvalue(), stderr.getvalue())

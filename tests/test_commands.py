@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from omegaconf import OmegaConf
-from running import Done, run_script
+from running import Done, one_thread, run_script
 from scored_rows import write_lines
 from test_tracking import fresh_database
 from tiny import tiny_policy, tiny_scalar
@@ -694,12 +693,8 @@ SLOW = ("bench.limit=25", "batch_tokens=700")  # some 150 batches, and seconds o
 def unbroken(
     command_in: Callable[[Path], Command], tmp_path_factory: pytest.TempPathFactory
 ) -> Done:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the processes that are cut off
-    try:
+    with one_thread():  # as in the processes that are cut off
         done = command_in(tmp_path_factory.mktemp("unbroken"))(*SLOW)
-    finally:
-        torch.set_num_threads(threads)
     assert done.code == 0, done.err
     return done
 
@@ -727,12 +722,8 @@ def test_a_run_that_is_killed_goes_on_from_there(command, unbroken, number):
         assert killed.run().info.status == "KILLED"
         assert killed.run().data.tags["rmexp.error"] == reason
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         done = command(*SLOW)
-    finally:
-        torch.set_num_threads(threads)
     assert done.code == 0, done.err
     assert done.metrics["scoring/cached"] == kept
     assert done.metrics["scoring/unique"] == 600

@@ -2,11 +2,10 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from running import run_script
 from scored_rows import write_json, write_lines
 from tiny import tiny_policy, tiny_scalar
 
@@ -72,15 +71,6 @@ STAND_INS |= {
         "+": "",
     },
 }
-RUNNER = """
-import json, runpy, sys
-for arguments in json.load(sys.stdin):
-    sys.argv = arguments
-    try:
-        runpy.run_path(arguments[0], run_name="__main__")
-    except SystemExit as end:
-        print("CODE", end.code, flush=True)
-"""
 
 
 def readme_commands(root: Path) -> list[list[str]]:
@@ -153,7 +143,6 @@ def write_table(path: Path, tasks: tuple[str, ...]) -> Path:
 def test_readme_commands_run(project_root: Path, places: dict[str, str]) -> None:
     commands = readme_commands(project_root)
     assert {" ".join(words) for _, *words in commands} == set(STAND_INS)
-    runs = []
     for name in ("toy", "recorded"):  # two runs on the same examples
         model = "model=smollm2" if name == "toy" else "model=recorded"
         places[name] = str(
@@ -167,18 +156,10 @@ def test_readme_commands_run(project_root: Path, places: dict[str, str]) -> None
         words = [re.sub(r"\{(\w+)\}", lambda m: places.get(m[1], m[0]), word) for word in words]
         if not any(word.startswith("tracking.uri") for word in words):
             words.append(f"tracking.uri=sqlite:///{places['top']}/mlflow.db")
-        runs.append(
-            [script, *words, f"out_dir={places['top']}/{number}", f"store_dir={places['top']}/s"]
-        )
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER],
-        input=json.dumps(runs),
-        capture_output=True,
-        text=True,
-        cwd=project_root,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("CODE 0") == len(commands) == 20, done.stderr[-5000:]
+        words += [f"out_dir={places['top']}/{number}", f"store_dir={places['top']}/s"]
+        done = run_script(project_root, [script, *words], [(Toy, "figures")] if number else [])
+        assert done.code == 0, done.err[-3000:]
+    assert len(commands) == 20
     statuses = list(Path(places["top"]).glob("[0-9]*/**/run.json"))
     # Seventeen single runs, two sweeps of four, and one of two trainings with two evaluations each.
     assert len(statuses) == 17 + 2 * 4 + 2 * (1 + 2)
@@ -214,7 +195,7 @@ def test_readme_tree_is_the_real_one(project_root: Path) -> None:
 def test_architecture_names_real_modules(project_root: Path) -> None:
     text = (project_root / "ARCHITECTURE.md").read_text()
     pieces = re.findall(r"\(`([^)]+)`\)", text.split("## The pieces")[1].split("##")[0])
-    named = {name.strip("`, /") for group in pieces for name in re.split(r"[`, ]+", group)}
+    named = {name.strip("`, /") for group in pieces for name in re.split(r"[`,\s]+", group)}
     package = project_root / "rmexp"
     real = {path.stem for path in package.iterdir()} - {"__init__", "__pycache__"}
     assert named - {""} <= real

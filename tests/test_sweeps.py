@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from running import Ended, run_apart, run_script
 from scored_rows import write_lines
 from test_tracking import fresh_database
 from tiny import tiny_policy, tiny_scalar
 
 from rmexp import jobs, loading, sweeps
+from rmexp.benchmarks.toy import Toy
 from rmexp.bestofn import Point, kl, write
 from rmexp.jobs import Job
 from rmexp.rewards import open_reward
@@ -50,27 +52,30 @@ class Place:
         return f"sqlite:///{self.top}/{database}"
 
     def run(
-        self, *words: str, out: str = "out", database: str = "mlflow.db", code: int = 0
-    ) -> "subprocess.CompletedProcess[str]":
-        done = subprocess.run(
-            [
-                sys.executable,
-                "eval_rm.py",
-                *words,
-                f"hydra.searchpath=[file://{self.top}/conf]",
-                f"out_dir={self.top / out}",
-                f"store_dir={self.top / 'store'}",
-                f"tracking.uri={self.uri(database)}",
-                "tracking.experiment=sweeps",
-            ],
-            cwd=self.root,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == code, done.stderr[-3000:]
-        assert "Traceback" not in done.stderr
-        return done
+        self,
+        *words: str,
+        out: str = "out",
+        database: str = "mlflow.db",
+        code: int = 0,
+        apart: bool = False,
+    ) -> Ended:
+        """Run it here, or `apart`, in a process of its own."""
+        command = [
+            "eval_rm.py",
+            *words,
+            f"hydra.searchpath=[file://{self.top}/conf]",
+            f"out_dir={self.top / out}",
+            f"store_dir={self.top / 'store'}",
+            f"tracking.uri={self.uri(database)}",
+            "tracking.experiment=sweeps",
+        ]
+        if apart:
+            ended = run_apart(self.root, command)
+        else:
+            ended = run_script(self.root, command, [(Toy, "figures")])
+        assert ended.code == code, ended.err[-3000:]
+        assert "Traceback" not in ended.err
+        return ended
 
     def runs(self, database: str = "mlflow.db") -> list[Any]:
         """Every run of every experiment."""
@@ -114,13 +119,13 @@ def test_side_by_side_on_a_fresh_database(place: Place) -> None:
     words = ["-m", "model=one,two", "bench=toy,bad", "bench.limit=2"]
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     database = "not-there-yet.db"
-    done = place.run(*words, *launcher, code=1, database=database)
+    done = place.run(*words, *launcher, code=1, database=database, apart=True)
     parent = check_sweep(place, "out", database, ["FINISHED", "FAILED"] * 2)
     assert parent.info.status == "FAILED"
     note = parent.data.tags["mlflow.note.content"]
     assert note.count("| FINISHED | toy/overall 0.") == 2
     assert "model=two bench=bad" in note
-    assert "toy/overall" in done.stdout
+    assert "toy/overall" in done.out
     with (place.top / "out" / "sweep.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["status"] for row in table] == ["FINISHED", "FAILED"] * 2
@@ -133,11 +138,11 @@ def test_side_by_side_on_a_fresh_database(place: Place) -> None:
     assert kept.params["model.name"] == "two"
     assert "toy/overall" in kept.metrics
 
-    again = place.run(*words, *launcher, "skip_done=true", out="again", code=1, database=database)
+    again = place.run(*words, "skip_done=true", out="again", code=1, database=database)
     assert place.job(0, "again")["run_id"] == place.job(0)["run_id"]
     assert place.job(0, "again")["skipped"] is True
     assert place.job(1, "again")["status"] == "FAILED"
-    assert "done before" in again.stdout
+    assert "done before" in again.out
     for number in (0, 2):
         first = json.loads((place.top / f"out/{number}/metrics.json").read_text())
         second = json.loads((place.top / f"again/{number}/metrics.json").read_text())
@@ -146,15 +151,15 @@ def test_side_by_side_on_a_fresh_database(place: Place) -> None:
 
 
 def test_jobs_side_by_side_compute_nothing_twice(place: Place) -> None:
-    """Four jobs need the same 60 responses: together they compute 60."""
-    words = ["-m", "model=one", "bench=pairs", "seed=0,1,2,3", "batch_tokens=64"]
-    place.run(*words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=4")
+    """Two jobs need the same 60 responses: together they compute 60."""
+    words = ["-m", "model=one", "bench=pairs", "seed=0,1", "batch_tokens=64"]
+    place.run(*words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", apart=True)
     counts = [
-        json.loads((place.top / f"out/{number}/metrics.json").read_text()) for number in range(4)
+        json.loads((place.top / f"out/{number}/metrics.json").read_text()) for number in range(2)
     ]
     computed = [row["scoring/unique"] - row["scoring/cached"] for row in counts]
     assert sum(computed) == 60
-    scores = {(place.top / f"out/{number}/scores.jsonl").read_text() for number in range(4)}
+    scores = {(place.top / f"out/{number}/scores.jsonl").read_text() for number in range(2)}
     assert len(scores) == 1
 
 
@@ -164,7 +169,7 @@ def test_one_after_the_other_leaks_nothing(place: Place) -> None:
     check_sweep(place, "out", "mlflow.db", ["FINISHED", "FINISHED"])
     for kept in (place.top / "store").glob("*/*.jsonl"):
         kept.unlink()
-    place.run("model=one", "bench=toy", "bench.limit=2", out="alone")
+    place.run("model=one", "bench=toy", "bench.limit=2", out="alone", apart=True)
     for name in ("scores.jsonl", "metrics.csv", "first_example.txt"):
         alone = (place.top / "alone" / name).read_text()
         assert (place.top / "out/1" / name).read_text() == alone
@@ -181,14 +186,14 @@ def test_fail_fast_stops_at_the_first_failure(place: Place) -> None:
     parent = check_sweep(place, "out", "mlflow.db", ["FAILED", "NOT_RUN"])
     assert parent.info.status == "FAILED"
     assert len(place.runs()) == 2
-    assert "fail_fast" in done.stdout
+    assert "fail_fast" in done.out
 
 
 @pytest.mark.parametrize("words", [["bench=[toy,rmb]"], ["model=[one,two]", "bench=toy"]])
 def test_a_list_that_would_be_merged_is_refused(place: Place, words: list[str]) -> None:
     group, _, choices = words[0].partition("=")
     done = place.run(*words, code=1)
-    assert f"-m {group}={choices.strip('[]')}" in done.stderr.strip().splitlines()[-1]
+    assert f"-m {group}={choices.strip('[]')}" in done.err.strip().splitlines()[-1]
 
 
 def test_a_killed_sweep_leaves_nothing_running(place: Place) -> None:
@@ -308,11 +313,11 @@ def test_four_real_jobs_six_times(tmp_path: Path, project_root: Path, shared: Pa
         words = ["-m", "model=smollm2,one", "bench=llmbar,toy", "bench.limit=1"]
         words += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
         place.config("model", "one", "/model/local", path=str(place.top / "nowhere"))
-        place.run(*words, code=1)
+        place.run(*words, code=1, apart=True)
         check_sweep(place, "out", "mlflow.db", ["FINISHED"] * 2 + ["FAILED"] * 2)
         tiny = str(place.top / "one")
         place.config("model", "one", "/model/local", path=tiny)
-        place.run(*words, "skip_done=true", out="again")
+        place.run(*words, "skip_done=true", out="again", apart=True)
         left = [place.job(number, "again") for number in range(4)]
         assert [job.get("skipped", False) for job in left] == [True, True, False, False]
         assert {job["status"] for job in left} == {"FINISHED"}

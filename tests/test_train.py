@@ -17,12 +17,14 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_method
 from lightning import Callback, Trainer
 from omegaconf import OmegaConf
+from running import one_thread, run_apart, run_script
 from scored_rows import write_lines
 from tiny import tiny_policy, tiny_scalar
 from training import OBJECTIVES, quiet_trainer, start
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rmexp import configs  # noqa: F401  registers the resolvers
+from rmexp.benchmarks.toy import Toy
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.rewards import open_reward
 from rmexp.schema import Message
@@ -273,18 +275,6 @@ def test_a_file_composes_and_fits_its_target(group: str, name: str) -> None:
     assert set(values[group]) <= set(inspect.signature(target).parameters)
 
 
-def command(
-    root: Path, script: str, *words: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, script, *words],
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-    )
-
-
 def read_json(path: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(path.read_text())
     return loaded
@@ -337,8 +327,8 @@ def test_the_loop(
     words += ["recipe.val_share=0.5", "recipe.learning_rate=1e-3", "trainer.max_epochs=2"]
     words += ["tracking.register=tiny"]
     words += [f"eval_after=[{{name: toy, limit: 2}},{{name: preference, path: {val}}}]"]
-    done = command(project_root, "train_rm.py", *words)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_script(project_root, ["train_rm.py", *words])
+    assert done.code == 0, done.err[-3000:]
     metrics = read_json(out / "metrics.json")
     assert metrics["data/train_pairs"] == metrics["data/val_pairs"] == 12
     assert metrics["preference/accuracy/n"] == 12
@@ -361,8 +351,8 @@ def test_the_loop(
     check_pad_token(out / "model")
     words = ["model=mlflow", "model.uri=models:/tiny/1", *places("registered")[2:]]
     words += ["bench=preference", f"bench.path={val}"]
-    done = command(project_root, "eval_rm.py", *words)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_script(project_root, ["eval_rm.py", *words])
+    assert done.code == 0, done.err[-3000:]
     assert (out.parent / "registered" / "scores.jsonl").read_text() == (
         out / "eval" / "preference" / "scores.jsonl"
     ).read_text()
@@ -403,10 +393,10 @@ def test_two_processes_give_the_losses_of_one(
     common += ["trainer.max_epochs=2", "objective=dpo"]
     two = "trainer=ddp trainer.accelerator=cpu trainer.devices=2 trainer.precision=32-true".split()
     histories = []
-    for name, more in (("one", []), ("two", two)):
+    for name, more, run in (("one", [], run_script), ("two", two, run_apart)):
         words = places(name)
-        done = command(project_root, "train_rm.py", *words, *common, *more)
-        assert done.returncode == 0, done.stderr[-3000:]
+        done = run(project_root, ["train_rm.py", *words, *common, *more])
+        assert done.code == 0, done.err[-3000:]
         checkpoint = folder_of(words) / "checkpoints" / "last.ckpt"
         histories.append(torch.load(checkpoint, weights_only=True)["rmexp"]["history"])
     assert len(histories[0]) == len(histories[1]) > 8
@@ -429,10 +419,10 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_whole(
     """Room for the log only, for no checkpoint, for the smaller one, for no model folder."""
     disk = small_disk(size)
     words = [*places("")[:-1], f"out_dir={disk / 'out'}", "data.pairs=8"]
-    done = command(project_root, "train_rm.py", *words)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "no space left on the disk: make room for" in done.stderr
+    done = run_script(project_root, ["train_rm.py", *words])
+    assert done.code == 1
+    assert "Traceback" not in done.err
+    assert "no space left on the disk: make room for" in done.err
     out = disk / "out"
     found = sorted(path.name for path in (out / "checkpoints").glob("*"))
     assert found == [f"{name}.ckpt" for name in left]
@@ -447,9 +437,10 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
 ) -> None:
     """SIGTERM as a scheduler sends it, in the middle of a fit."""
     common = ["data.pairs=40", "recipe.batch_size=4", "recipe.learning_rate=1e-3"]
-    common += ["recipe.checkpoint_every=2", "trainer.max_epochs=20"]
+    common += ["recipe.checkpoint_every=2", "trainer.max_epochs=10"]
     whole, broken = places("unbroken"), places("broken")
-    assert command(project_root, "train_rm.py", *whole, *common).returncode == 0
+    with one_thread():
+        assert run_script(project_root, ["train_rm.py", *whole, *common]).code == 0
     checkpoint = folder_of(broken) / "checkpoints" / "last.ckpt"
     begun = subprocess.Popen(
         [sys.executable, "train_rm.py", *broken, *common],
@@ -464,13 +455,14 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
     assert begun.wait(60) != 0
     assert read_json(folder_of(broken) / "run.json")["status"] == "KILLED"
     stopped = torch.load(checkpoint, weights_only=True)["global_step"]
-    done = command(project_root, "train_rm.py", *broken, *common, "resume=true")
-    assert done.returncode == 0, done.stderr[-3000:]
+    with one_thread():
+        done = run_script(project_root, ["train_rm.py", *broken, *common, "resume=true"])
+    assert done.code == 0, done.err[-3000:]
     ends = [
         torch.load(folder_of(words) / "checkpoints" / "last.ckpt", weights_only=True)
         for words in (whole, broken)
     ]
-    assert 0 < stopped < ends[0]["global_step"] == 180
+    assert 0 < stopped < ends[0]["global_step"] == 90
     assert_same(*ends)
 
 
@@ -480,8 +472,8 @@ def test_long_pairs_are_measured_by_the_recipes_limit_in_training_only(
     words = places("long")
     more = ["data.pairs=24", "recipe.max_length=160", "on_overlength=drop", "trainer.max_steps=1"]
     more += ["eval_after=[{name: toy, limit: 1}]"]
-    done = command(project_root, "train_rm.py", *words, *more)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_script(project_root, ["train_rm.py", *words, *more])
+    assert done.code == 0, done.err[-3000:]
     metrics = read_json(folder_of(words) / "metrics.json")
     assert metrics["data/train_pairs"] + metrics["data/val_pairs"] + metrics["data/dropped"] == 24
     assert 0 < metrics["data/dropped"] < 24
@@ -501,9 +493,10 @@ def test_a_grid_trains_evaluates_and_skips_what_is_done(
     words = ["-m", "objective=bt,dpo", "data=toy,own", f"hydra.searchpath=[file://{tmp_path}/conf]"]
     words += ["eval_after=[{name: toy, limit: 2}]", "eval_beside=[start,without_reference]"]
     words += ["trainer.max_steps=1"]
+    undrawn = [(Toy, "figures")]
     first = places("grid")
-    done = command(project_root, "train_rm.py", *words, *first)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_script(project_root, ["train_rm.py", *words, *first], undrawn)
+    assert done.code == 0, done.err[-3000:]
     out = folder_of(first)
     names = {path.name for path in out.glob("[0-3]/eval/*")}
     assert names == {"toy", "toy-start", "toy-without_reference"}
@@ -514,8 +507,8 @@ def test_a_grid_trains_evaluates_and_skips_what_is_done(
     metrics = read_json(out / "2" / "metrics.json")
     assert {"toy/overall", "toy-start/overall", "toy-without_reference/overall/n"} <= set(metrics)
     again = places("again")
-    done = command(project_root, "train_rm.py", *words, *again, "skip_done=true")
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_script(project_root, ["train_rm.py", *words, *again, "skip_done=true"], undrawn)
+    assert done.code == 0, done.err[-3000:]
     status = [read_json(path) for path in folder_of(again).glob("[0-9]/run.json")]
     assert [row["skipped"] for row in status] == [True] * 4
 
@@ -529,35 +522,15 @@ MISTAKES = {
     "recipe.batch_size=0": "recipe.batch_size=0",
     "eval_beside=['nothing']": "eval_beside=[nothing]",
 }
-RUNNER = """
-import json, runpy, sys
-for arguments in json.load(sys.stdin):
-    sys.argv = ["train_rm.py", *arguments]
-    try:
-        runpy.run_path("train_rm.py", run_name="__main__")
-    except SystemExit as end:
-        print("CODE", end.code, flush=True)
-"""
 
 
 def test_mistakes_end_in_one_line(places: Callable[..., list[str]], project_root: Path) -> None:
-    runs = []
-    for number, more in enumerate(MISTAKES.values()):
+    for number, (message, more) in enumerate(MISTAKES.items()):
         words = [word for word in places(f"mistake{number}") if not word.startswith("model")]
         model = [] if "model=" in more else places("")[:2]
-        runs.append([*model, *more.split(), *words])
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER],
-        input=json.dumps(runs),
-        cwd=project_root,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Traceback" not in done.stderr
-    assert done.stdout.count("CODE 1") == len(MISTAKES)
-    for message, words in zip(MISTAKES, runs, strict=True):
+        done = run_script(project_root, ["train_rm.py", *model, *more.split(), *words])
+        assert done.code == 1
+        assert "Traceback" not in done.err
         status = read_json(folder_of(words) / "run.json")
         assert status["status"] == "FAILED"
         assert message in status["error"]

@@ -19,7 +19,8 @@ from rmexp.plan import Fork
 Model = Any  # a transformers model: the library's classes are not typed enough to name
 Read = Callable[[Tensor, Tensor], Tensor]  # of rows and positions `(n,)`: states `(n, width)`
 
-_CPU_BUDGET, _GPU_BUDGET = 4096, 65536  # tokens; with more of them nothing is faster
+_CPU_BUDGET, _GPU_BUDGET = 2048, 65536  # tokens; with more of them nothing is faster
+_CPU_MOST = 16384  # tokens of one prompt's responses: slower than fewer, but for what they share
 _FULL, _WINDOW = "full_attention", "sliding_attention"
 
 
@@ -80,21 +81,23 @@ def exact_length(model: Model) -> float:
     return min(limits + _stretched_beyond(config, getattr(config, "rope_parameters", None)))
 
 
-def token_budget(model: Model) -> int:
-    """Return how many tokens a batch may have: on a GPU, those that half of its free memory holds.
+def token_budget(model: Model) -> tuple[int, int]:
+    """Return how many tokens a batch may have, and how many the responses to one prompt.
 
-    It is a power of two, so that the same machine makes the same batches another time.
+    On a GPU, both are those that half of its free memory holds, as a power of two, so that the same
+    machine makes the same batches another time.
     """
     device = torch.device(first_device(model))
     if device.type != "cuda":
-        return _CPU_BUDGET
+        return _CPU_BUDGET, _CPU_MOST
     free, _ = torch.cuda.mem_get_info(device)
     config, size = _config(model), model.get_input_embeddings().weight.element_size()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     # The residual stream, queries, keys and values, gathered ones too, a norm in fp32, and the MLP.
     token = size * (16 * config.hidden_size + 3 * inner) + 8 * config.hidden_size
     fitting = max(1024, min(_GPU_BUDGET, free // 2 // token))
-    return int(2 ** math.floor(math.log2(fitting)))
+    budget = 2 ** math.floor(math.log2(fitting))
+    return budget, budget
 
 
 def check_causal(model: Model) -> None:

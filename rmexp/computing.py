@@ -185,7 +185,7 @@ def _compute(
     work = Work()
     began = time.monotonic()
     with ScoringProgress(column.checkpoint.name, len(rows), sum(lengths), shown=shown) as progress:
-        for batch, scores in _batches(reader, rows, request.batch_tokens or reader.budget):
+        for batch, scores in _batches(reader, rows, request.batch_tokens):
             made = list(zip([names[at] for at in batch.rows], scores, strict=True))
             store.append(made)
             values.update(made)
@@ -208,7 +208,7 @@ def _compute(
 
 
 def _batches(
-    reader: "Reader", rows: Sequence[Encoded], budget: int
+    reader: "Reader", rows: Sequence[Encoded], batch_tokens: int | None
 ) -> Iterator[tuple[Batch, list[float]]]:
     """Yield batches and their numbers; where a device's memory is too small, the budget halves.
 
@@ -216,10 +216,11 @@ def _batches(
     """
     from torch import OutOfMemoryError, cuda
 
+    budget, most = (batch_tokens or own for own in (reader.budget, reader.most))
     left = list(range(len(rows)))
     while left:
         done: set[int] = set()
-        for part in plan([rows[at] for at in left], budget, reader.packs):
+        for part in plan([rows[at] for at in left], budget, reader.packs, most):
             batch = part._replace(rows=tuple(left[at] for at in part.rows))
             try:
                 numbers = reader([rows[at] for at in batch.rows], batch.forks)
@@ -230,7 +231,8 @@ def _batches(
                         "give a smaller model.max_length or model.dtype, or spread the model with "
                         "model.device_map=auto"
                     ) from error
-                budget = min(budget, batch.padded) // 2
+                most = batch.padded // 2
+                budget = min(budget, most)
                 break
             done.update(batch.rows)
             yield batch, numbers

@@ -32,13 +32,14 @@ class Reader:
     """Read the numbers of a batch of responses: `reader(batch)`, or in a packed row with `forks`.
 
     Packed rows are exact for responses of up to `packs` tokens; `obstacle` says why for none.
-    `budget` is how many tokens a batch may have.
+    `budget` is how many tokens a batch may have, and `most` how many the responses to one prompt.
     """
 
     read: Callable[[Sequence[Encoded], Sequence[Fork] | None], list[float]]
     packs: float = 0
     obstacle: str | None = None
     budget: int = 4096
+    most: int = 4096
 
     def __call__(
         self, batch: Sequence[Encoded], forks: Sequence[Fork] | None = None
@@ -66,7 +67,7 @@ def scalar_reader(model: Model, pad: int | None) -> Reader:
         return _finite(scalar_rewards(model, ids, lengths, forks))
 
     if not is_decoder(model):
-        return Reader(read, 0, "an encoder attends both ways", token_budget(model))
+        return Reader(read, 0, "an encoder attends both ways", *token_budget(model))
     return _packing_reader(model, read)
 
 
@@ -186,7 +187,7 @@ def _packing_reader(
     model: Model, read: Callable[[Sequence[Encoded], Sequence[Fork] | None], list[float]]
 ) -> Reader:
     obstacle = enable_packing(model)
-    return Reader(read, exact_length(model), obstacle, token_budget(model))
+    return Reader(read, exact_length(model), obstacle, *token_budget(model))
 
 
 def _pad(batch: Sequence[Encoded], pad: int, device: str) -> tuple[Tensor, Tensor]:

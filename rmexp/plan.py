@@ -35,8 +35,12 @@ class Batch(NamedTuple):
     padded: int
 
 
-def plan(rows: Sequence[Encoded], budget: int, packs: float = 0) -> Iterator[Batch]:
+def plan(
+    rows: Sequence[Encoded], budget: int, packs: float = 0, most: int | None = None
+) -> Iterator[Batch]:
     """Yield batches of at most `budget` tokens each, or of one sequence that has more.
+
+    The sequences of one prompt may have up to `most` tokens together, that it is run once.
 
     Sequences of up to `packs` tokens lie in packed rows, where those of one prompt share what they
     begin with, longer ones in padded batches. Both begin with the longest.
@@ -50,7 +54,7 @@ def plan(rows: Sequence[Encoded], budget: int, packs: float = 0) -> Iterator[Bat
     row: list[Fork] = []
     tokens = 0
     lengths = [len(rows[at].ids) for at in short]
-    forks = find_forks([rows[at] for at in short], budget)
+    forks = find_forks([rows[at] for at in short], most or budget)
     for fork in sorted(forks, key=lambda fork: (-lengths[fork.rows[0]], fork.rows[0])):
         if row and tokens + count_tokens(fork, lengths) > budget:
             yield _packed(row, short, tokens)

@@ -190,8 +190,8 @@ def test_the_librarys_mask_is_made_for_padded_batches() -> None:
 def test_the_budget_follows_from_a_gpus_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """4 * (16 * 32 + 3 * 48) + 8 * 32 = 2,880 bytes a token; half of 36 MB holds 6,250 of them."""
     model = made("Llama", SIZES)
-    assert token_budget(model) == 4096
+    assert token_budget(model) == (2048, 16384)
     monkeypatch.setattr(backbone, "first_device", lambda model: "cuda:1")
     for free, expected in ((36_000_000, 4096), (10**5, 1024), (10**12, 65536)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2 * free))
-        assert token_budget(model) == expected
+        assert token_budget(model) == (expected, expected)

@@ -47,6 +47,7 @@ def test_a_prompt_is_split_where_its_responses_exceed_the_budget() -> None:
     rows = [row(PROMPT, (n, *range(9))) for n in range(5)]
     assert find_forks(rows, 60) == [Fork(20, (0, 1, 2, 3)), Fork(0, (4,))]
     assert [batch.tokens for batch in plan(rows, 60, packs=100)] == [60, 30]
+    assert [batch.tokens for batch in plan(rows, 60, packs=100, most=70)] == [70]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -90,8 +90,9 @@ def compute(
         len(request.rows),
         tokens,
     )
-    parts = shares(list(request.rows.values()), _count(devices, request.column))
-    if len(parts) == 1:
+    count = _count(devices, request.column)
+    parts = shares(list(request.rows.values()), count) if count > 1 else []
+    if len(parts) < 2:
         return _compute(request, store)
     names = list(request.rows)
     split = [

@@ -19,8 +19,14 @@ OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True)
 
 # What does not change a result: where it goes, what it runs on, and what happens to other jobs.
 _NO_PART_OF_A_RESULT = {
-    *("out_dir", "store_dir", "tracking", "skip_done", "fail_fast", "then"),
-    *("batch_tokens", "devices"),
+    "out_dir",
+    "store_dir",
+    "tracking",
+    "batch_tokens",
+    "devices",
+    "skip_done",
+    "fail_fast",
+    "then",
 }
 
 

@@ -49,7 +49,7 @@ def load_scalar(
     model, _ = _load(AutoModelForSequenceClassification, checkpoint, dtype, attention, device_map)
     for name, module in model.named_children():
         if name != model.base_model_prefix:
-            module.float().register_forward_pre_hook(_inputs_to_float)
+            to_float(module)
     model = (model if device_map else model.to(device)).eval()
     if is_decoder(model):
         check_causal(model)
@@ -85,6 +85,41 @@ def load_policy(
     return model
 
 
+def from_pretrained(
+    auto: Any,
+    checkpoint: Checkpoint,
+    dtype: str,
+    attention: str | None,
+    purpose: str,
+    **options: Any,
+) -> tuple[Model, dict[str, Any]]:
+    """Return the library's model, and what it says of missing and unexpected weights.
+
+    Raises ConfigError, "cannot <purpose> <folder>", for what the library cannot load.
+    """
+    options.setdefault("pretrained_model_name_or_path", checkpoint.folder)
+    if attention is not None:
+        options["attn_implementation"] = attention
+    try:
+        model, info = auto.from_pretrained(
+            dtype=getattr(torch, dtype),
+            trust_remote_code=checkpoint.trust_remote_code,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (ValueError, OSError, RuntimeError, ImportError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"cannot {purpose} {checkpoint.folder}: {reason}") from error
+    return model, info
+
+
+def to_float(head: nn.Module) -> None:
+    """Put a head's weights, and whatever it is given, in fp32."""
+    head.float().register_forward_pre_hook(_inputs_to_float)
+
+
 @contextmanager
 def unreported_weights() -> Iterator[None]:
     """Keep the library from warning of weights that a model does not have."""
@@ -105,25 +140,11 @@ def _load(
     **options: Any,
 ) -> tuple[Model, set[str]]:
     """Return the model, and the names of the weights that it leaves unread."""
-    options.setdefault("pretrained_model_name_or_path", checkpoint.folder)
-    if attention is not None:
-        options["attn_implementation"] = attention
     if device_map is not None:
         options["device_map"] = device_map
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        model, info = auto.from_pretrained(
-            dtype=getattr(torch, dtype),
-            trust_remote_code=checkpoint.trust_remote_code,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **options,
-        )
-    except (ValueError, OSError, RuntimeError, ImportError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"cannot load {checkpoint.folder}: {reason}") from error
+    model, info = from_pretrained(auto, checkpoint, dtype, attention, "load", **options)
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(
             f"{checkpoint.folder} lacks {len(missing)} of the weights of {type(model).__name__} "

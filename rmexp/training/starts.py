@@ -11,7 +11,7 @@ from rmexp.adapters import find_adapter
 from rmexp.backbone import Model
 from rmexp.checkpoints import Checkpoint
 from rmexp.errors import ConfigError
-from rmexp.loading import load_scalar, unreported_weights
+from rmexp.loading import from_pretrained, load_scalar, to_float, unreported_weights
 
 _PAD = "<|pad|>"
 
@@ -78,23 +78,16 @@ def merge_lora(model: Model) -> None:
 
 
 def _with_new_head(checkpoint: Checkpoint, dtype: str, attention: str | None, seed: int) -> Model:
-    options = {} if attention is None else {"attn_implementation": attention}
-    try:
-        with unreported_weights():  # the head is missed on purpose
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                checkpoint.folder,
-                num_labels=1,
-                dtype=getattr(torch, dtype),
-                trust_remote_code=checkpoint.trust_remote_code,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **options,
-            )
-    except (ValueError, OSError, RuntimeError, ImportError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"cannot put a score head on {checkpoint.folder}: {reason}") from error
+    with unreported_weights():  # the head is missed on purpose
+        model, info = from_pretrained(
+            AutoModelForSequenceClassification,
+            checkpoint,
+            dtype,
+            attention,
+            "put a score head on",
+            num_labels=1,
+            ignore_mismatched_sizes=True,
+        )
     heads = {
         name: module for name, module in model.named_children() if name != model.base_model_prefix
     }
@@ -116,7 +109,7 @@ def _with_new_head(checkpoint: Checkpoint, dtype: str, attention: str | None, se
                 else:
                     parameter.zero_()
     for head in heads.values():
-        head.float().register_forward_pre_hook(_inputs_to_float)
+        to_float(head)
     return model
 
 
@@ -132,7 +125,3 @@ def _give_pad_token(model: Model, tokenizer: Any) -> None:
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id
-
-
-def _inputs_to_float(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x.float() if isinstance(x, torch.Tensor) else x for x in inputs)

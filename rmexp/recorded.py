@@ -37,6 +37,10 @@ class RecordedReward:
         """Return a digest of the file."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
+    def ids(self) -> frozenset[str]:
+        """Return the ids of the examples in the file; raises as `lookup` does."""
+        return frozenset(self._read())
+
     def lookup(self, examples: Sequence[Example]) -> tuple[list[ScoredExample], int]:
         """Return the examples' rewards, and how many rows of the file belong to no example.
 
@@ -92,6 +96,35 @@ class RecordedReward:
                 )
             rows[str(name)] = (number, *rewards, verdicts)
         return rows
+
+
+def lookup_shared(
+    rewards: Sequence[RecordedReward], examples: Sequence[Example]
+) -> tuple[list[list[ScoredExample]], list[str]]:
+    """Return each file's rewards of the examples that are in all files, and the ids of the others.
+
+    Such others are those that a run dropped as too long. Raises ScoreError where none is in all
+    files, and as `RecordedReward.lookup` does.
+    """
+    known = [reward.ids() for reward in rewards]
+    shared = [example for example in examples if all(example.id in ids for ids in known)]
+    if examples and not shared:
+        names = ", ".join(str(reward.path) for reward in rewards)
+        raise ScoreError(
+            f"no example has rewards in all of {names}: evaluate on the same examples, and with a "
+            "larger model.max_length if they were dropped as too long"
+        )
+    kept = {example.id for example in shared}
+    left_out = [example.id for example in examples if example.id not in kept]
+    return [reward.lookup(shared)[0] for reward in rewards], left_out
+
+
+def left_out_note(where: str, left_out: Sequence[str], of: int) -> str | None:
+    """Return what to say of examples that are left out of a comparison, None for none."""
+    if not left_out:
+        return None
+    names = ", ".join(left_out[:_NAMED]) + (", ..." if len(left_out) > _NAMED else "")
+    return f"{where}: {len(left_out)} of {of} examples have no reward of each model: {names}"
 
 
 def _verdicts(value: object, chosen: int, rejected: int) -> _Verdicts:

@@ -337,6 +337,22 @@ def test_runs_on_other_examples_are_refused_with_their_number(command, runs):
     assert done.last.endswith("compare runs on the same examples")
 
 
+def test_runs_that_dropped_an_example_are_compared_on_the_others(command, runs):
+    """The poor one lacks the first of 24 prompts."""
+    scores = runs[1].folder / "scores.jsonl"
+    lines = scores.read_text().splitlines(keepends=True)
+    scores.write_text("".join(lines[1:]))
+    done = command(f"compare=[{runs[0].folder},{runs[1].folder}]", out="compared")
+    assert done.code == 0, done.err
+    assert done.metrics["mcnemar/n"] == 23
+    note = f"toy: 1 of 24 examples have no reward of each model: {json.loads(lines[0])['id']}"
+    assert note in done.err
+    assert note in (done.folder / "summary.md").read_text()
+    scores.write_text(lines[0].replace('"id": "', '"id": "other '))
+    none = command(f"compare=[{runs[0].folder},{runs[1].folder}]", out="compared")
+    assert (none.code, "no example has rewards in all of" in none.last) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -23,7 +23,7 @@ from tiny import tiny_policy, tiny_scalar
 from training import OBJECTIVES, quiet_trainer, start
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmexp import configs  # noqa: F401  registers the resolvers
+from rmexp import comparison, configs  # noqa: F401  registers the resolvers
 from rmexp.benchmarks.toy import Toy
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.rewards import open_reward
@@ -479,6 +479,24 @@ def test_long_pairs_are_measured_by_the_recipes_limit_in_training_only(
     assert 0 < metrics["data/dropped"] < 24
     evaluated = read_json(folder_of(words) / "eval" / "toy" / "metrics.json")
     assert evaluated["scoring/dropped"] == evaluated["scoring/truncated"] == 0
+
+
+def test_dropped_responses_leave_a_comparison_of_the_others(
+    places: Callable[..., list[str]], project_root: Path
+) -> None:
+    words = places("dropped")
+    more = ["data.pairs=8", "on_overlength=drop", "trainer.max_steps=1", "model.max_length=170"]
+    more += ["eval_after=[{name: toy, limit: 2}]", "eval_beside=[start]"]
+    done = run_script(project_root, ["train_rm.py", *words, *more], [(Toy, "figures")])
+    assert done.code == 0, done.err[-3000:]
+    evaluated = read_json(folder_of(words) / "eval" / "toy" / "metrics.json")
+    dropped = evaluated["scoring/dropped_examples"]
+    assert 0 < dropped < evaluated["data/examples"]
+    assert f"toy: {dropped:.0f} of {evaluated['data/examples']} examples have no reward" in done.err
+    rows = comparison.read(folder_of(words) / comparison.FILE)
+    assert {row.n for row in rows if row.name.startswith("toy/overall")} == {
+        evaluated["data/examples"] - dropped
+    }
 
 
 def test_a_grid_trains_evaluates_and_skips_what_is_done(

@@ -17,8 +17,8 @@ from rmexp.benchmarks import Benchmark
 from rmexp.errors import ConfigError, DataError
 from rmexp.metrics import metric_name, wins
 from rmexp.paired import Difference, McNemar, differences, match, mcnemar
-from rmexp.recorded import RecordedReward
-from rmexp.schema import ScoredExample, fingerprint
+from rmexp.recorded import RecordedReward, left_out_note, lookup_shared
+from rmexp.schema import Example, ScoredExample, fingerprint, scored_example
 from rmexp.tracking import RESULT_KEY, Run, fetch_files
 
 log = logging.getLogger(__name__)
@@ -97,8 +97,9 @@ def run_comparison(
         for side, each in (("first", first), ("second", second))
     }
     run.set_tags(prints | {RESULT_KEY: key(**prints)})
-    one, two = _scored(first, benchmark), _scored(second, build(second.bench))
-    two = match(one, two)
+    one, two, note = _scored(first, second, benchmark, build(second.bench))
+    if note:
+        log.warning("%s", note)
     rng = np.random.default_rng(seed)
     found = sorted(
         differences(one, two, benchmark.metrics, rng),
@@ -107,7 +108,7 @@ def run_comparison(
     test = mcnemar(one, two, wins)
     names = first.name, second.name
     metrics = flat_metrics(found, test)
-    summary = summarise(names, found, test)
+    summary = summarise(names, found, test, note)
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     (out_dir / "summary.md").write_text(summary)
     _write(out_dir / "differences.csv", found)
@@ -131,8 +132,10 @@ def flat_metrics(found: Sequence[Difference], test: McNemar) -> dict[str, float]
     return metrics | {metric_name("mcnemar", name): value for name, value in counted.items()}
 
 
-def summarise(names: tuple[str, str], found: Sequence[Difference], test: McNemar) -> str:
-    """Return the Markdown that the run's page shows."""
+def summarise(
+    names: tuple[str, str], found: Sequence[Difference], test: McNemar, note: str | None = None
+) -> str:
+    """Return the Markdown that the run's page shows; `note` says which examples are left out."""
     lines = [
         f"First: **{names[0]}**. Second: **{names[1]}**.",
         "",
@@ -145,6 +148,7 @@ def summarise(names: tuple[str, str], found: Sequence[Difference], test: McNemar
     ]
     lines += [f"| {' | '.join(_row(each))} |" for each in _shown(found)]
     lines += ["", "Intervals and p: paired bootstrap over prompts, p two-sided."]
+    lines += ["", note] if note else []
     return "\n".join(lines) + "\n"
 
 
@@ -160,16 +164,33 @@ def show(names: tuple[str, str], found: Sequence[Difference]) -> None:
     console.print(table)
 
 
-def _scored(evaluated: Evaluated, benchmark: Benchmark) -> list[ScoredExample]:
-    """Return a run's scores with the prompts of its examples."""
+def _scored(
+    first: Evaluated, second: Evaluated, benchmark: Benchmark, other: Benchmark
+) -> tuple[list[ScoredExample], list[ScoredExample], str | None]:
+    """Return both runs' scores of the examples that both have, with their prompts.
+
+    An example that a run dropped as too long is left out, and the note says so.
+    """
+    examples, others = _examples(first, benchmark), _examples(second, other)
+    match(_unscored(examples), _unscored(others))
+    rewards = [RecordedReward(str(each.scores)) for each in (first, second)]
+    (one, two), left_out = lookup_shared(rewards, examples)
+    return one, two, left_out_note(benchmark.name, left_out, len(examples))
+
+
+def _examples(evaluated: Evaluated, benchmark: Benchmark) -> tuple[Example, ...]:
+    """Return the examples of a run, which have to be those that it was evaluated on."""
     data = benchmark.load()
     if evaluated.data not in (None, fingerprint(data.examples)):
         raise DataError(
             f"the data that {evaluated.name} was evaluated on has changed since ({data.source}): "
             "evaluate it again"
         )
-    scored, _ = RecordedReward(str(evaluated.scores)).lookup(data.examples)
-    return scored
+    return data.examples
+
+
+def _unscored(examples: Sequence[Example]) -> list[ScoredExample]:
+    return [scored_example(e, [0.0] * len(e.chosen), [0.0] * len(e.rejected)) for e in examples]
 
 
 def _verdict(names: tuple[str, str], headline: Difference) -> str:

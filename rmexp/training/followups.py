@@ -15,7 +15,7 @@ from rmexp.configs import result_key
 from rmexp.errors import ConfigError
 from rmexp.evaluate import evaluate
 from rmexp.jobs import write_status
-from rmexp.recorded import RecordedReward
+from rmexp.recorded import RecordedReward, left_out_note, lookup_shared
 from rmexp.rewards import ImplicitReward, ModelReward
 from rmexp.scoring import Settings
 from rmexp.tracking import Run, tracked_run
@@ -149,22 +149,29 @@ def follow(
             if metric == headline or metric.startswith(f"{headline}/")
         }
     if len(rewards) > 1:
+        notes = []
         for wanted in plans:
-            compared += _compare(wanted, rewards, out_dir / "eval", settings.seed)
-        run.note(comparison.report(compared, out_dir))
+            rows, note = _compare(wanted, rewards, out_dir / "eval", settings.seed)
+            compared += rows
+            notes += [note] if note else []
+        run.note("\n".join([comparison.report(compared, out_dir), *notes]))
     return headlines
 
 
 def _compare(
     wanted: FollowUp, rewards: Mapping[str, ModelReward], folder: Path, seed: int
-) -> list[comparison.Row]:
+) -> tuple[list[comparison.Row], str | None]:
+    """Compare on the examples that all models scored; return what is to be said of the others."""
     examples = wanted.benchmark.load().examples
-    scored = {
-        reward.name: RecordedReward(
-            str(folder / f"{wanted.folder}{suffix}" / "scores.jsonl")
-        ).lookup(examples)[0]
-        for suffix, reward in rewards.items()
-    }
+    files = [
+        RecordedReward(str(folder / f"{wanted.folder}{suffix}" / "scores.jsonl"))
+        for suffix in rewards
+    ]
+    found, left_out = lookup_shared(files, examples)
+    note = left_out_note(wanted.folder, left_out, len(examples))
+    if note:
+        log.warning("%s", note)
+    scored = {reward.name: rows for reward, rows in zip(rewards.values(), found, strict=True)}
     before = rewards.get(f"-{START}")
     start = before.name if before is not None else None
-    return comparison.compare(scored, start, wanted.folder, wanted.benchmark.metrics, seed)
+    return comparison.compare(scored, start, wanted.folder, wanted.benchmark.metrics, seed), note

@@ -63,7 +63,9 @@ def train(config: dict[str, Any], out_dir: Path, run: Any) -> str:
         rewards = followups.readings(trained, start.reward, beside)
         metrics |= followups.follow(plans, rewards, settings, config["tracking"], out_dir, run)
         run.log_metrics(metrics)
-        (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        (out_dir / "metrics.json").write_text(
+            json.dumps(metrics, indent=1) + "\n", encoding="utf-8"
+        )
     if name := config["tracking"]["register"]:
         print(f"registered as {register(run, name)}")
     shown = [

@@ -132,11 +132,11 @@ def _file_digest(path: Path, cache: Path) -> str:
     key = hashlib.sha256(f"{real}\n{stat.st_size}\n{stat.st_mtime_ns}".encode()).hexdigest()
     kept = cache / "fingerprints" / key
     if kept.exists():
-        return kept.read_text()
+        return kept.read_text(encoding="utf-8")
     with real.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     kept.parent.mkdir(parents=True, exist_ok=True)
     draft = kept.with_suffix(f".{os.getpid()}")
-    draft.write_text(digest)
+    draft.write_text(digest, encoding="utf-8")
     draft.replace(kept)
     return digest

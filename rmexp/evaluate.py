@@ -101,12 +101,12 @@ def evaluate(
 
     write_scores(out_dir / "scores.jsonl", scored)
     _write_table(out_dir / "metrics.csv", estimates)
-    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    (out_dir / "summary.md").write_text(summary)
+    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    (out_dir / "summary.md").write_text(summary, encoding="utf-8")
     if scoring.first_example is not None:
-        (out_dir / "first_example.txt").write_text(scoring.first_example)
+        (out_dir / "first_example.txt").write_text(scoring.first_example, encoding="utf-8")
     if data.bad_rows:
-        (out_dir / "bad_rows.txt").write_text("\n".join(data.bad_rows) + "\n")
+        (out_dir / "bad_rows.txt").write_text("\n".join(data.bad_rows) + "\n", encoding="utf-8")
     drawn = benchmark.figures({_plain(e): e for e in estimates}, scored)
     if curve:
         from rmexp import figures

@@ -40,7 +40,7 @@ class Store(Generic[Value]):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "column.json").exists():
                 draft = self.folder / f"column.json.{uuid.uuid4().hex}"
-                draft.write_text(text)
+                draft.write_text(text, encoding="utf-8")
                 draft.replace(self.folder / "column.json")
         except OSError as error:
             raise ConfigError(
@@ -120,7 +120,7 @@ class Store(Generic[Value]):
             mine = [key for key in keys if key not in taken]
             held = FileLock(own.with_suffix(".lock"))
             held.acquire()
-            own.write_text("\n".join(mine))
+            own.write_text("\n".join(mine), encoding="utf-8")
         try:
             yield mine
         finally:
@@ -168,7 +168,7 @@ class ScoreStore(Store[float]):
 
 def _keys(claim: Path) -> list[str]:
     try:
-        return claim.read_text().split()
+        return claim.read_text(encoding="utf-8").split()
     except FileNotFoundError:  # it has just ended
         return []
 

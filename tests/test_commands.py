@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from running import Done, one_thread, run_script
+from running import Done, one_thread, run_apart, run_script
 from scored_rows import write_lines
 from test_tracking import fresh_database
 from tiny import tiny_policy, tiny_scalar
@@ -785,6 +785,26 @@ def test_two_at_once_share_a_store_and_make_the_database_once(command):
     again = command("bench.limit=4", out="again")
     assert again.metrics["scoring/cached"] == again.metrics["scoring/unique"] == 96
     assert_same_numbers(again, one)
+
+
+def test_files_are_utf8_in_an_ascii_locale(command):
+    """The subsets' and the model's names, the bad rows and a reason to warn, in every file."""
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "subset": "größe", "id": "é1"}
+    pairs = write_lines(command.top / "pairs.jsonl", [row, row | {"id": "日", "chosen": ""}])
+    scores = write_lines(command.top / "s.jsonl", [{"id": "é1", "chosen": [1], "rejected": [0]}])
+    words = [
+        "model=recorded", f"model.path={scores}", "model.name='modèle'", "bench=preference",
+        f"bench.path={pairs}", "bench.subset_column=subset", "bench.on_bad_row=skip",
+    ]  # fmt: skip
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0"}
+    ended = run_apart(command.root, ["eval_rm.py", *command.arguments(words)], **locale)
+    assert ended.code == 0, ended.err
+    folder = command.top / "out"
+    for name, text in {
+        "bad_rows.txt": "日", "eval_rm.log": "日", "summary.md": "modèle", "run.json": "FINISHED",
+        "metrics.csv": "größe", "scores.jsonl": "é1",
+    }.items():  # fmt: skip
+        assert text in (folder / name).read_text(encoding="utf-8"), name
 
 
 # ---------------------------------------------------------------- help, and the parts of a command

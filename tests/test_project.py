@@ -1,3 +1,4 @@
+import ast
 import os
 import re
 import shutil
@@ -102,3 +103,22 @@ def test_the_constraints_pin_what_the_project_asks_for(project_root):
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[requirement.name]), text
     assert len(wanted) > 20
+
+
+def test_text_files_are_utf8_whatever_the_locale(project_root):
+    """Every call that opens a file as text names its encoding."""
+    seen = 0
+    for path in [*project_root.glob("*.py"), *project_root.glob("rmexp/**/*.py")]:
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call):
+                continue
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            words = {keyword.arg for keyword in call.keywords}
+            modes = [each.value for each in call.args if isinstance(each, ast.Constant)]
+            of_others = {"archive.open", "os.open"}  # bytes, or a descriptor
+            if name in ("read_text", "write_text", "open") and "encoding" not in words:
+                binary = any("b" in str(mode) for mode in modes)
+                others = ast.unparse(call.func) in of_others
+                assert name == "open" and (binary or others), f"{path}:{call.lineno}"
+            seen += name in ("read_text", "write_text", "open")
+    assert seen > 40

@@ -109,8 +109,8 @@ def run_comparison(
     names = first.name, second.name
     metrics = flat_metrics(found, test)
     summary = summarise(names, found, test, note)
-    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    (out_dir / "summary.md").write_text(summary)
+    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    (out_dir / "summary.md").write_text(summary, encoding="utf-8")
     _write(out_dir / "differences.csv", found)
     run.log_metrics(metrics)
     run.note(summary)

@@ -50,7 +50,7 @@ def export(
     try:
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-        (draft / "rmexp.json").write_text(json.dumps(rmexp, indent=1) + "\n")
+        (draft / "rmexp.json").write_text(json.dumps(rmexp, indent=1) + "\n", encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         draft.rename(folder)

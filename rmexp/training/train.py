@@ -129,7 +129,7 @@ def train(
         start, objective, recipe, kept, reading, pairs, out_dir / "model"
     )
     training_curve(history).savefig(out_dir / "training.png", bbox_inches="tight")
-    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     run.log_metrics(metrics, step)
     return metrics
 
@@ -151,7 +151,7 @@ def _report_data(source: Source, data: Dataset, counts: Mapping[str, float], out
     for note in data.notes:
         log.warning("%s", note)
     if data.bad_rows:
-        (out_dir / "bad_rows.txt").write_text("\n".join(data.bad_rows) + "\n")
+        (out_dir / "bad_rows.txt").write_text("\n".join(data.bad_rows) + "\n", encoding="utf-8")
         named = "; ".join(data.bad_rows[:_NAMED_ROWS])
         log.warning("%d bad rows, listed in bad_rows.txt: %s", len(data.bad_rows), named)
 

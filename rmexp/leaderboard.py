@@ -7,9 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from rmexp.tracked import MISSING, Evaluation, Measured
-
-_PARTIAL = "/partial"
+from rmexp.tracked import PARTIAL, Basis, Evaluation, Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +50,18 @@ class Board:
         return any(cell.group > 0 for cell in cells if cell is not None)
 
 
-# What cells must share to be comparable, and which RM a line is.
-_Basis = tuple[str | None, int | None, str | None]
-_Key = tuple[str, str, str]
+_Key = tuple[str, str, str]  # which RM a line is
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
     evaluation: Evaluation
-    measured: Measured
-    partial: bool
+    name: str
+
+    @property
+    def measured(self) -> Measured:
+        """Return the number."""
+        return self.evaluation.metrics[self.name]
 
     @property
     def key(self) -> _Key:
@@ -73,20 +73,9 @@ class _Found:
         return rm, tags.get("rmexp.reward", ""), "/".join(each[:8] for each in weights)
 
     @property
-    def basis(self) -> _Basis:
-        """Return the source of what was published, else the data, n and what is missing.
-
-        n may differ on the same data: responses that are too long can be dropped.
-        """
-        tags = self.evaluation.tags
-        if self.evaluation.published:
-            return tags.get("rmexp.source"), None, None
-        return tags.get("rmexp.data"), self.measured.n, self.missing
-
-    @property
-    def missing(self) -> str | None:
-        """Return the parts without any example, as text; None if the number is complete."""
-        return self.evaluation.tags.get(MISSING, "") if self.partial else None
+    def basis(self) -> Basis:
+        """Return what the number must share with others to be comparable."""
+        return self.evaluation.basis(self.name)
 
 
 def make_board(found: Iterable[Evaluation], headlines: Sequence[str]) -> Board:
@@ -96,7 +85,7 @@ def make_board(found: Iterable[Evaluation], headlines: Sequence[str]) -> Board:
     newest one.
     """
     columns: dict[str, dict[_Key, _Found]] = {}
-    groups: dict[str, dict[_Basis, int]] = {}
+    groups: dict[str, dict[Basis, int]] = {}
     evaluations = list(found)
     for headline in headlines:
         every = [one for each in evaluations if (one := _find(each, headline)) is not None]
@@ -132,22 +121,24 @@ def make_board(found: Iterable[Evaluation], headlines: Sequence[str]) -> Board:
 
 
 def _find(evaluation: Evaluation, headline: str) -> _Found | None:
-    for name, partial in ((headline, False), (headline + _PARTIAL, True)):
+    for name in (headline, headline + PARTIAL):
         if name in evaluation.metrics:
-            return _Found(evaluation, evaluation.metrics[name], partial)
+            return _Found(evaluation, name)
     return None
 
 
-def _main_basis(every: Sequence[_Found]) -> _Basis:
+def _main_basis(every: Sequence[_Found]) -> Basis:
     """Return the basis of most RMs; between equals a complete one, then the largest."""
-    holders: dict[_Basis, set[_Key]] = {}
+    holders: dict[Basis, set[_Key]] = {}
     for one in every:
         holders.setdefault(one.basis, set()).add(one.key)
-    return max(holders, key=lambda basis: (len(holders[basis]), basis[2] is None, basis[1] or 0))
+    return max(
+        holders, key=lambda basis: (len(holders[basis]), basis.missing is None, basis.n or 0)
+    )
 
 
 def _cells(
-    headline: str, chosen: dict[_Key, _Found], groups: dict[_Basis, int], notes: dict[str, int]
+    headline: str, chosen: dict[_Key, _Found], groups: dict[Basis, int], notes: dict[str, int]
 ) -> dict[_Key, Cell]:
     """Return a column's cells; a note that is not there yet is added to `notes`."""
     main = next(iter(groups))
@@ -156,11 +147,12 @@ def _cells(
         group = groups[one.basis]
         said = _notes(headline, one, main if group else None)
         numbers = tuple(notes.setdefault(note, len(notes)) for note in said)
+        partial = one.basis.missing is not None
         cells[key] = Cell(
-            one.measured, one.partial, one.evaluation.run_id, group, best=False, notes=numbers
+            one.measured, partial, one.evaluation.run_id, group, best=False, notes=numbers
         )
     # Without a record of the data nobody knows whether two numbers are comparable.
-    ranked = [cell.measured.value for cell in cells.values() if not cell.group and main[0]]
+    ranked = [cell.measured.value for cell in cells.values() if not cell.group and main.data]
     if len(ranked) < 2:
         return cells
     return {
@@ -169,21 +161,21 @@ def _cells(
     }
 
 
-def _notes(headline: str, one: _Found, main: _Basis | None) -> list[str]:
+def _notes(headline: str, one: _Found, main: Basis | None) -> list[str]:
     """Say what a number alone does not; `main` is the column's basis if this is another one."""
     if one.evaluation.published:
-        return [one.basis[0] or "source not recorded"]
+        return [one.basis.data or "source not recorded"]
     notes = []
-    if one.partial:
-        lacking = f"nothing of {one.missing}" if one.missing else "what it lacks was not recorded"
+    data, n, missing = one.basis.data, one.basis.n, one.basis.missing
+    if missing is not None:
+        lacking = f"nothing of {missing}" if missing else "what it lacks was not recorded"
         notes.append(f"{headline}: partial, {lacking}")
     if main is not None:
-        data, n, _ = one.basis
         if data is None:
             what = "on data that were not recorded"
-        elif data != main[0]:
+        elif data != main.data:
             what = f"on other data ({data[:8]})"
-        elif n != main[1]:
+        elif n != main.n:
             what = "on other examples of the same data"
         else:
             what = "by another rule"

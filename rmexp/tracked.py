@@ -1,7 +1,7 @@
 """What was tracked, as values: evaluations of reward models, and the policies made with them."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rmexp.correlation.tables import Row, Table, table
@@ -13,9 +13,11 @@ log = logging.getLogger(__name__)
 
 EVALUATION, POLICY = "eval_rm", "policy"  # what the tag rmexp.command says
 PUBLISHED = "rmexp.published"  # the tag of a run that repeats what somebody else measured
+PARTIAL = "/partial"  # ends the name of a number that lacks a part
 MISSING = "rmexp.missing"  # the tag that names the parts which a partial headline lacks
 _PARTS = ("n", "low", "high")
 _BASE_SCORE = "base_score"
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,25 @@ class Measured:
     n: int | None = None
     low: float | None = None
     high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What numbers must share to be comparable, each None where it was not recorded.
+
+    `data` is the examples' fingerprint, or the source of what was published. `n` may differ on the
+    same data: responses that are too long can be dropped. `missing` names the parts that a partial
+    number lacks, None for a whole one.
+    """
+
+    data: str | None
+    n: int | None
+    missing: str | None = None
+
+    def __str__(self) -> str:
+        n = "n not recorded" if self.n is None else f"n {self.n:,}"
+        data = "data not recorded" if self.data is None else f"data {self.data[:8]}"
+        return f"{n}, {data}" + (f", nothing of {self.missing}" if self.missing else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +63,13 @@ class Evaluation:
     tags: Mapping[str, str]
     published: bool
 
+    def basis(self, name: str) -> Basis:
+        """Return what a metric of this run rests on."""
+        if self.published:
+            return Basis(self.tags.get("rmexp.source"), None)
+        missing = self.tags.get(MISSING, "") if name.endswith(PARTIAL) else None
+        return Basis(self.tags.get("rmexp.data"), self.metrics[name].n, missing)
+
 
 def evaluations(
     uri: str, experiment: str, metrics: Collection[str] | None = None, query: str | None = None
@@ -53,10 +81,7 @@ def evaluations(
 
     Raises ConfigError where the experiment or the server is not to be had.
     """
-    newest: dict[tuple[str, str, bool], Evaluation] = {}
-    for found in every_evaluation(uri, experiment, metrics, query):
-        newest.setdefault((found.rm, found.bench, found.published), found)
-    return list(newest.values())
+    return _newest(every_evaluation(uri, experiment, metrics, query))
 
 
 def every_evaluation(
@@ -67,35 +92,98 @@ def every_evaluation(
     return [found for run in runs if (found := _evaluation(run, metrics)) is not None]
 
 
+def _newest(found: Iterable[Evaluation]) -> list[Evaluation]:
+    newest: dict[tuple[str, str, bool], Evaluation] = {}
+    for each in found:
+        newest.setdefault((each.rm, each.bench, each.published), each)
+    return list(newest.values())
+
+
 def tracked_scores(
-    *, metrics: Sequence[str], uri: str, experiment: str, query: str | None = None
+    *,
+    metrics: Sequence[str],
+    uri: str,
+    experiment: str,
+    query: str | None = None,
+    mixed: bool = False,
 ) -> Table:
     """Return these metrics of the newest finished evaluations as a table, a task for each.
 
-    Raises ConfigError where no run has one of them.
+    The scores of a task rest on the same examples, unless `mixed` asks for others as well. A run
+    that has only the partial form of a metric is left out and named.
+
+    Raises ConfigError where no run has one of them, and for different examples.
     """
     if isinstance(metrics, str) or not metrics:
         raise ConfigError(
             f"scores.metrics={metrics}: give a list, scores.metrics=[rmbench/overall]"
         )
-    found = [run for run in evaluations(uri, experiment, metrics, query) if not run.published]
+    wanted = [*metrics, *(f"{name}{PARTIAL}" for name in metrics)]
+    every = [run for run in every_evaluation(uri, experiment, wanted, query) if not run.published]
+    found = _newest(run for run in every if not run.metrics.keys().isdisjoint(metrics))
     rows: dict[tuple[str, str], Row] = {}
+    bases: dict[tuple[str, str], Basis] = {}
     for run in found:
-        for name, measured in run.metrics.items():
-            rows.setdefault((run.rm, name), Row(run.rm, name, measured.value, n=measured.n))
+        for name in metrics:
+            if name in run.metrics and (run.rm, name) not in rows:
+                basis = bases[run.rm, name] = run.basis(name)
+                rows[run.rm, name] = Row(run.rm, name, run.metrics[name].value, n=basis.n)
     source = f"{len(found)} runs of {experiment}"
-    _refuse_absent(
-        [name for name in metrics if all(row.task != name for row in rows.values())], source
-    )
-    return table(rows.values(), source, list(metrics))
+    _refuse_absent([name for name in metrics if all(task != name for _, task in rows)], source)
+    notes = _mixed(bases, "scores", mixed)
+    for name in metrics:
+        partial = {
+            run.rm for run in every if name + PARTIAL in run.metrics and (run.rm, name) not in rows
+        }
+        if partial:
+            notes.append(f"only {name}{PARTIAL}, left out: {', '.join(sorted(partial))}")
+    return table(rows.values(), source, list(metrics), notes)
+
+
+def _mixed(bases: Mapping[tuple[str, str], Basis], group: str, mixed: object) -> list[str]:
+    """Return a line for each task whose RMs' numbers do not rest on the same examples.
+
+    `bases` has them by RM and task. What was not recorded differs from nothing. Raises ConfigError
+    instead unless `mixed` asks for them.
+    """
+    if not isinstance(mixed, bool):
+        raise ConfigError(f"{group}.mixed={mixed}: give true or false")
+    lines = []
+    for task in dict.fromkeys(task for _, task in bases):
+        own = {rm: basis for (rm, of), basis in bases.items() if of == task}
+        known = [
+            {getattr(basis, part) for basis in own.values()} - {None} for part in ("data", "n")
+        ]
+        if max(map(len, [*known, {basis.missing for basis in own.values()}])) < 2:
+            continue
+        holders: dict[Basis, list[str]] = {}
+        for rm, basis in own.items():
+            holders.setdefault(basis, []).append(rm)
+        named = [
+            f"{', '.join(rms[:_NAMED])}{', ...' if len(rms) > _NAMED else ''} ({basis})"
+            for basis, rms in holders.items()
+        ]
+        lines.append(f"{task} rests on different examples: {'; '.join(named[:_NAMED])}")
+    if lines and not mixed:
+        raise ConfigError(
+            f"{lines[0]}: evaluate them on the same ones, choose with "
+            f"{group}.query=\"tags.`rmexp.data` LIKE 'DATA%'\", or set {group}.mixed=true"
+        )
+    return lines
 
 
 def tracked_policies(
-    *, uri: str, experiment: str, query: str | None = None, tasks: Sequence[str] | None = None
+    *,
+    uri: str,
+    experiment: str,
+    query: str | None = None,
+    tasks: Sequence[str] | None = None,
+    mixed: bool = False,
 ) -> Table:
     """Return the newest finished policy of each RM on each task, as `log_policy` writes them.
 
-    Raises ConfigError where there is none.
+    Those of a task have one n, unless `mixed` asks for others as well. Raises ConfigError where
+    there is none, and for different n.
     """
     rows: dict[tuple[str, str], Row] = {}
     runs = finished_runs(uri, experiment, f"tags.rmexp.command = '{POLICY}'", query)
@@ -105,7 +193,8 @@ def tracked_policies(
     source = f"{len(runs)} policy runs of {experiment}"
     if not rows:
         raise ConfigError(f"{source}: log some first, or give another policy=")
-    return table(rows.values(), source, tasks)
+    bases = {key: Basis(None, row.n) for key, row in rows.items()}
+    return table(rows.values(), source, tasks, _mixed(bases, "policy", mixed))
 
 
 def log_policy(run: Run, rows: Sequence[Row], intervals: Mapping[str, tuple[float, float]]) -> None:

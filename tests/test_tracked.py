@@ -73,6 +73,55 @@ def test_a_filter_selects_runs(uri):
         scores(uri, "toy/overall", query="sweep?")
 
 
+def test_scores_on_different_examples_are_refused_or_asked_for(uri):
+    """2 of the prompts against all of them, and the same data with dropped responses."""
+    name = "rmbench/overall"
+    evaluated(uri, "A", "rmbench", {name: 0.1, f"{name}/n": 2}, **{"rmexp.data": "aaaaaaaaaa"})
+    for rm in "BC":
+        tags = {"rmexp.data": "bbbbbbbbbb"}
+        evaluated(uri, rm, "rmbench", {name: 0.5, f"{name}/n": 2985}, **tags)
+    with pytest.raises(ConfigError) as caught:
+        scores(uri, name)
+    said = str(caught.value)
+    assert "rmbench/overall rests on different examples: " in said
+    assert "A (n 2, data aaaaaaaa)" in said
+    assert "C, B (n 2,985, data bbbbbbbb)" in said
+    assert said.endswith("LIKE 'DATA%'\", or set scores.mixed=true")
+    both = scores(uri, name, query="tags.`rmexp.data` LIKE 'bbbbbbbb%'")
+    assert both == {("B", name): 0.5, ("C", name): 0.5}
+    joined = tracked_scores(metrics=[name], uri=uri, experiment="e", mixed=True)
+    assert {(row.rm, row.n) for row in joined.rows} == {("A", 2), ("B", 2985), ("C", 2985)}
+    assert joined.notes[0].startswith("rmbench/overall rests on different examples: ")
+    with pytest.raises(ConfigError, match=r"scores\.mixed=maybe: give true or false"):
+        scores(uri, name, mixed="maybe")
+
+    evaluated(uri, "A", "rmbench", {name: 0.1, f"{name}/n": 2980}, **{"rmexp.data": "bbbbbbbbbb"})
+    with pytest.raises(ConfigError, match=r"A \(n 2,980, data bbbbbbbb\)"):
+        scores(uri, name)
+
+
+def test_a_partial_score_is_never_joined_with_a_whole_one(uri):
+    name = "rmbench/overall"
+    tags = {"rmexp.data": "aaaaaaaaaa"}
+    evaluated(uri, "A", "rmbench", {name: 0.1}, **tags)
+    evaluated(uri, "B", "rmbench", {f"{name}/partial": 0.9}, **tags, **{"rmexp.missing": "math"})
+    evaluated(uri, "C", "rmbench", {f"{name}/partial": 0.8}, **tags, **{"rmexp.missing": "code"})
+    found = tracked_scores(metrics=[name], uri=uri, experiment="e")
+    assert [row.rm for row in found.rows] == ["A"]
+    assert found.notes == ("only rmbench/overall/partial, left out: B, C",)
+    with pytest.raises(ConfigError, match=r"nothing of code\).*nothing of math\)"):
+        scores(uri, f"{name}/partial")
+
+
+def test_policies_of_a_task_have_one_n(uri):
+    for rm, n in (("A", 2), ("B", 40)):
+        with tracked_run(uri, "e", rm, {}) as run:
+            log_policy(run, [Row(rm, "bbh", 0.5, None, n)], {})
+    with pytest.raises(ConfigError, match=r"bbh rests on .*n 2, .*set policy\.mixed=true$"):
+        tracked_policies(uri=uri, experiment="e")
+    assert len(tracked_policies(uri=uri, experiment="e", mixed=True).rows) == 2
+
+
 def test_what_is_not_there_is_named(uri):
     evaluated(uri, "A", "toy", {"toy/overall": 0.1})
     with pytest.raises(ConfigError, match=r"there is no experiment f: choose from Default, e$"):

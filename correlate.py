@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from rmexp.commands import launch, run_command
-from rmexp.configs import build, result_key
+from rmexp.configs import build, rebuild, result_key
 from rmexp.errors import ConfigError
 
 
@@ -33,10 +33,10 @@ def correlate(config: dict[str, Any], out_dir: Path, run: Any) -> str:
             raise ConfigError(f"compare={config['compare']}: give two runs, compare=[RUN,RUN]")
         with TemporaryDirectory() as folder:
             first, second = (
-                read_run(where, tracking["uri"], Path(folder) / str(at))
+                read_run(where, tracking["uri"], Path(folder) / str(at), rebuild)
                 for at, where in enumerate(config["compare"])
             )
-            return run_comparison(first, second, build, config["seed"], out_dir, run, key)
+            return run_comparison(first, second, config["seed"], out_dir, run, key)
     scores = build(config["scores"])
     if config["import"]:
         from rmexp.correlation.published_runs import log_published

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-import yaml
 from omegaconf import DictConfig
 
 from rmexp.commands import launch, run_command
-from rmexp.configs import ROOT, given
+from rmexp.configs import benchmark_config, benchmarks, given
 from rmexp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,11 +21,10 @@ _NOTE_LENGTH = 7500  # characters of a table on the run's page, which MLflow lim
 
 
 def headlines() -> list[str]:
-    """Return the headline metric of each benchmark in `conf/bench`."""
-    files = sorted((ROOT / "conf" / "bench").glob("*.yaml"))
-    targets = [yaml.safe_load(path.read_text(encoding="utf-8"))["_target_"] for path in files]
-    benchmarks: list[Any] = [hydra.utils.get_class(target) for target in targets]
-    return list(dict.fromkeys(benchmark.headline for benchmark in benchmarks))
+    """Return the headline metric of each benchmark that `bench=` takes."""
+    targets = [benchmark_config(name)["_target_"] for name in benchmarks()]
+    classes: list[Any] = [hydra.utils.get_class(target) for target in targets]
+    return list(dict.fromkeys(each.headline for each in classes))
 
 
 def boards(config: dict[str, Any]) -> "dict[str, Board]":

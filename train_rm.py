@@ -13,10 +13,10 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from rmexp.commands import launch, run_command
-from rmexp.configs import ROOT, build, folder, resolve, result_key, whole
+from rmexp.configs import benchmark_config, benchmarks, build, folder, resolve, result_key, whole
 from rmexp.errors import ConfigError
 
 
@@ -108,14 +108,10 @@ def _anywhere(path: str) -> str:
 
 def _bench(name: str) -> dict[str, Any]:
     """Return a benchmark's config."""
-    files = {path.stem: path for path in sorted((ROOT / "conf" / "bench").glob("*.yaml"))}
-    if name not in files:
-        raise ConfigError(
-            f"eval_after: there is no benchmark {name}, choose from {', '.join(files)}"
-        )
-    config = OmegaConf.to_container(OmegaConf.load(files[name]))
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+    if name not in benchmarks():
+        there = ", ".join(benchmarks())
+        raise ConfigError(f"eval_after: there is no benchmark {name}, choose from {there}")
+    return benchmark_config(name)
 
 
 def _name(config: Mapping[str, Any]) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rmexp.errors import ConfigError, RmexpError
+from rmexp.errors import ConfigError, DataError, RmexpError
+from rmexp.outside import known, parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,6 +96,49 @@ def build(config: Mapping[str, Any], **more: object) -> Any:
         if isinstance(error.__cause__, TypeError):
             raise ConfigError(f"{config['_target_']}: {error.__cause__}") from error
         raise
+
+
+def benchmarks() -> list[str]:
+    """Return the names that `bench=` takes: the files of conf/bench and of one's own folders.
+
+    Own folders are those of `--config-dir` and `hydra.searchpath`; a command is running.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+
+    names: list[str] = GlobalHydra.instance().config_loader().get_group_options("bench")
+    return names
+
+
+def benchmark_config(name: str) -> dict[str, Any]:
+    """Return the config that `bench=<name>` stands for, as its file and its defaults say."""
+    from hydra import compose
+
+    config = OmegaConf.to_container(compose(f"bench/{name}"))
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config["bench"].items()}
+
+
+def rebuild(recorded: object, where: Path) -> Any:
+    """Return the benchmark of another run from what its config.yaml, `where`, says of it.
+
+    The config comes from elsewhere, so that nothing in it is instantiated or resolved: `_target_`
+    is compared with those of the benchmarks that `bench=` takes, and the options are plain values
+    for this benchmark's parameters. Raises DataError for anything else, ConfigError for values that
+    the benchmark refuses.
+    """
+    from hydra.utils import get_class
+
+    if not isinstance(recorded, Mapping) or not isinstance(recorded.get("_target_"), str):
+        raise DataError(f"{where} names no benchmark: give a run of eval_rm.py")
+    target = recorded["_target_"]
+    likely = sorted(benchmarks(), key=lambda name: name not in target)  # composing takes a while
+    if target not in (benchmark_config(name).get("_target_") for name in likely):
+        raise DataError(
+            f"{where} names {target}, which is no benchmark of this project or of --config-dir"
+        )
+    benchmark = get_class(target)
+    options = {name: value for name, value in recorded.items() if name != "_target_"}
+    return benchmark(**known(options, parameters(benchmark), f"{where}: bench"))
 
 
 def given(tracking: Mapping[Any, Any], name: str) -> str:

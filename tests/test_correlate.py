@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from running import Done, run_script
 from scipy import stats
 from scored_rows import write_lines
@@ -368,13 +369,31 @@ def test_runs_that_are_none(command, given, message):
     assert message in done.last
 
 
-def test_a_run_s_config_cannot_name_other_code(command, runs):
-    config = runs[0].folder / "config.yaml"
-    text = config.read_text().replace("rmexp.benchmarks.toy.Toy", "os.system")
-    config.write_text(text)
-    done = command(f"compare=[{runs[0].folder},{runs[1].folder}]", out="compared")
+def test_a_recorded_config_is_data(command, runs, tmp_path):
+    """Of its model the name alone is read; its benchmark is one of conf/ or of --config-dir."""
+    own = write(tmp_path / "mine.yaml", "defaults: [toy, _self_]", "_target_: test_correlate.Mine")
+    (tmp_path / "own" / "bench").mkdir(parents=True)
+    own.rename(tmp_path / "own" / "bench" / own.name)
+    proof = tmp_path / "proof"
+    model = {"_target_": "pathlib.Path.touch", "_args_": [str(proof)], "trust_remote_code": True}
+    for run in runs:
+        kept = yaml.safe_load((run.folder / "config.yaml").read_text())
+        kept["bench"]["_target_"] = "test_correlate.Mine"
+        kept["model"] = model | {"name": "${oc.env:PATH}", "path": "${oc.env:PATH}"}
+        (run.folder / "config.yaml").write_text(yaml.safe_dump(kept))
+    given = f"compare=[{runs[0].folder},{runs[1].folder}]"
+    done = command(given, f"--config-dir={tmp_path / 'own'}", out="compared")
+    assert done.code == 0, done.err
+    assert done.metrics["difference/toy/overall"] == pytest.approx(0.5)
+    assert "${oc.env:PATH} is better than ${oc.env:PATH}" in done.out
+    assert not proof.exists()
+    done = command(given, out="refused")
     assert done.code == 1
-    assert done.last.endswith("names os.system, which is no benchmark of this project")
+    assert "names test_correlate.Mine, which is no benchmark of this project" in done.last
+
+
+class Mine(Toy):
+    """A benchmark of a user's own."""
 
 
 @pytest.mark.parametrize(

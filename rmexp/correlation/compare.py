@@ -6,16 +6,15 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.table import Table as Printed
 
 from rmexp.benchmarks import Benchmark
 from rmexp.errors import ConfigError, DataError
 from rmexp.metrics import metric_name, wins
+from rmexp.outside import read_yaml
 from rmexp.paired import Difference, McNemar, differences, match, mcnemar
 from rmexp.recorded import RecordedReward, left_out_note, lookup_shared
 from rmexp.schema import Example, ScoredExample, fingerprint, scored_example
@@ -26,7 +25,6 @@ log = logging.getLogger(__name__)
 _SCORES, _CONFIG = "scores.jsonl", "config.yaml"
 _COLUMNS = ("metric", "first", "second", "difference", "95 % interval", "p", "n")
 _SHOWN_LEVELS = 3
-_BENCHMARKS = "rmexp.benchmarks."
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +33,17 @@ class Evaluated:
 
     name: str
     scores: Path
-    bench: Mapping[str, Any]
+    benchmark: Benchmark
     data: str | None
 
 
-def read_run(where: object, uri: str, folder: Path) -> Evaluated:
+def read_run(
+    where: object, uri: str, folder: Path, rebuild: Callable[[object, Path], Benchmark]
+) -> Evaluated:
     """Read a run of eval_rm.py: its folder, or its id in MLflow, whose files go to `folder`.
 
-    Raises ConfigError where there is no such run, DataError where its files are not those of an
-    evaluation.
+    `rebuild` makes the benchmark from what the file at a path says of it. Raises ConfigError where
+    there is no such run, DataError where its files are not those of an evaluation.
     """
     if not isinstance(where, str) or not where:
         raise ConfigError(f"compare has {where}: give MLflow's ids or folders, compare=[RUN,RUN]")
@@ -61,26 +61,16 @@ def read_run(where: object, uri: str, folder: Path) -> Evaluated:
         local.mkdir(parents=True, exist_ok=True)
         run = fetch_files(uri, where, (_SCORES, _CONFIG), local)
         name, data = run.tags.get("rmexp.model", run.name), run.tags.get("rmexp.data")
-    try:
-        config = yaml.safe_load((local / _CONFIG).read_text(encoding="utf-8"))
-        bench = dict(config["bench"])
-        target = str(bench["_target_"])
-        model = config["model"]
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, ValueError) as error:
-        raise DataError(
-            f"{local / _CONFIG} is not that of an evaluation: run eval_rm.py"
-        ) from error
-    if not target.startswith(_BENCHMARKS):  # a file from elsewhere is not to name any other code
-        raise DataError(f"{local / _CONFIG} names {target}, which is no benchmark of this project")
-    if data is None:
+    config = read_yaml(local / _CONFIG, "give a run of eval_rm.py")
+    model = config.get("model")
+    if data is None and isinstance(model, Mapping):
         name = str(model.get("name") or model.get("path") or name)
-    return Evaluated(name, local / _SCORES, bench, data)
+    return Evaluated(name, local / _SCORES, rebuild(config.get("bench"), local / _CONFIG), data)
 
 
 def run_comparison(
     first: Evaluated,
     second: Evaluated,
-    build: Callable[[Mapping[str, Any]], Benchmark],
     seed: int,
     out_dir: Path,
     run: Run,
@@ -88,16 +78,16 @@ def run_comparison(
 ) -> str:
     """Compare two runs on the same examples, log it, and return the headline in a few words.
 
-    The examples are loaded again, for their prompts: these are resampled whole. `build` makes the
-    benchmark. Raises DataError where the two runs are not on the same examples.
+    The examples are loaded again, for their prompts: these are resampled whole. Raises DataError
+    where the two runs are not on the same examples.
     """
-    benchmark = build(first.bench)
+    benchmark = first.benchmark
     prints = {
         f"rmexp.{side}": RecordedReward(str(each.scores)).fingerprint()
         for side, each in (("first", first), ("second", second))
     }
     run.set_tags(prints | {RESULT_KEY: key(**prints)})
-    one, two, note = _scored(first, second, benchmark, build(second.bench))
+    one, two, note = _scored(first, second)
     if note:
         log.warning("%s", note)
     rng = np.random.default_rng(seed)
@@ -165,22 +155,22 @@ def show(names: tuple[str, str], found: Sequence[Difference]) -> None:
 
 
 def _scored(
-    first: Evaluated, second: Evaluated, benchmark: Benchmark, other: Benchmark
+    first: Evaluated, second: Evaluated
 ) -> tuple[list[ScoredExample], list[ScoredExample], str | None]:
     """Return both runs' scores of the examples that both have, with their prompts.
 
     An example that a run dropped as too long is left out, and the note says so.
     """
-    examples, others = _examples(first, benchmark), _examples(second, other)
+    examples, others = _examples(first), _examples(second)
     match(_unscored(examples), _unscored(others))
     rewards = [RecordedReward(str(each.scores)) for each in (first, second)]
     (one, two), left_out = lookup_shared(rewards, examples)
-    return one, two, left_out_note(benchmark.name, left_out, len(examples))
+    return one, two, left_out_note(first.benchmark.name, left_out, len(examples))
 
 
-def _examples(evaluated: Evaluated, benchmark: Benchmark) -> tuple[Example, ...]:
+def _examples(evaluated: Evaluated) -> tuple[Example, ...]:
     """Return the examples of a run, which have to be those that it was evaluated on."""
-    data = benchmark.load()
+    data = evaluated.benchmark.load()
     if evaluated.data not in (None, fingerprint(data.examples)):
         raise DataError(
             f"the data that {evaluated.name} was evaluated on has changed since ({data.source}): "

@@ -1,0 +1,158 @@
+"""What comes from elsewhere is data: the one place that decides what is read of it.
+
+A recorded config, `rmexp.json`, a model's configuration, a result file: each becomes plain values.
+Nothing in it is instantiated, imported, unpickled or interpolated. `known` lets through known keys
+with plain values of their types, and names the key that it refuses.
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+from rmexp.errors import DataError
+
+_SHOWN = 60  # characters of a value that a message repeats
+
+
+def parse_json(text: str) -> Any:
+    """Return JSON's value. Raises ValueError for what is none, a key that is there twice included.
+
+    >>> parse_json('{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+    ValueError: the key "a" is there twice
+    """
+    try:
+        return _JSON.decode(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json(path: Path, mend: str) -> dict[str, Any]:
+    """Return a file's JSON object. Raises DataError that ends in `mend`, what to do about it."""
+    return _read(path, parse_json, "JSON object", mend)
+
+
+def read_yaml(path: Path, mend: str) -> dict[str, Any]:
+    """Return a YAML file's mapping, without tags and aliases; see `read_json`."""
+    return _read(path, lambda text: yaml.load(text, _PlainLoader), "YAML mapping", mend)
+
+
+def known(values: Mapping[str, object], hints: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the values if each has a key of `hints`, and a plain value of the type given there.
+
+    `where` begins the message. Raises DataError that names the key: it is not known, its value is
+    of another type, or has an interpolation or a key such as `_target_` in it.
+    """
+    for key, value in values.items():
+        if key not in hints:
+            raise DataError(f"{where} has the key {key}, which is not known: remove it")
+        _refuse_code(value, key, where)
+        if not _fits(value, hints[key]):
+            raise DataError(f"{where} has {key}: {_shown(value)}, which is no value for it")
+    return dict(values)
+
+
+def parameters(function: Callable[..., object]) -> dict[str, Any]:
+    """Return the types of what a function or a class takes by keyword, as `known` needs them."""
+    named = {
+        each.name: each.annotation
+        for each in inspect.signature(function, eval_str=True).parameters.values()
+        if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)
+    }
+    return {name: Any if hint is inspect.Parameter.empty else hint for name, hint in named.items()}
+
+
+def _read(path: Path, parse: Callable[[str], object], form: str, mend: str) -> dict[str, Any]:
+    try:
+        value = parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path} ({error.strerror}): {mend}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = str(error).strip().replace("\n", " ")
+        raise DataError(f"{path} holds no {form} ({reason}): {mend}") from error
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise DataError(f"{path} holds no {form}: {mend}")
+    return value
+
+
+def _refuse_code(value: object, key: str, where: str) -> None:
+    """Refuse what a config could make into more than data: interpolations and Hydra's own keys."""
+    if isinstance(value, str) and "${" in value:
+        raise DataError(f"{where} has {key}: {_shown(value)}, and nothing is interpolated there")
+    if isinstance(value, dict):
+        for name, part in value.items():
+            if not isinstance(name, str) or name.startswith("_"):
+                raise DataError(f"{where} has the key {key}.{name}, which is not known: remove it")
+            _refuse_code(part, f"{key}.{name}", where)
+    elif isinstance(value, list):
+        for part in value:
+            _refuse_code(part, key, where)
+    elif value is not None and not isinstance(value, str | int | float):
+        raise DataError(f"{where} has {key}: {_shown(value)}, which is no plain value")
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Say whether a plain value is one of a type; a list is a sequence, a whole number a float."""
+    origin, within = get_origin(hint), get_args(hint)
+    if hint is Any or hint is object:
+        return True
+    if hint is None:
+        return value is None
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in within)
+    if origin is Literal:
+        return any(type(value) is type(each) and value == each for each in within)
+    if isinstance(value, bool) or hint in (bool, NoneType):
+        return type(value) is hint
+    if hint is float:
+        return isinstance(value, int | float)
+    kind = origin or hint
+    if isinstance(value, list):
+        listed = inspect.isclass(kind) and issubclass(kind, Sequence) and kind is not str
+        return listed and all(_fits(part, each) for part in value for each in within[:1])
+    if isinstance(value, dict):
+        mapped = inspect.isclass(kind) and issubclass(kind, Mapping)
+        return mapped and all(_fits(part, each) for part in value.values() for each in within[1:])
+    return type(value) is kind
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _once(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {json.dumps(twice)} is there twice")
+    return made
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_once)
+
+
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML without aliases, by which a few lines can stand for gigabytes, and without twice a key.
+
+    A SafeLoader makes no objects but plain ones and dates; `known` refuses the latter.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError(f"the alias *{self.peek_event().anchor} is not read")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        pairs = [(self.construct_object(key, deep=True), None) for key, _ in node.value]
+        try:
+            _once(pairs)
+        except TypeError as error:
+            raise ValueError("a key is no plain value") from error
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]

@@ -1,0 +1,171 @@
+"""What comes from elsewhere is data: what is read of it, and what is refused by name."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hydra import initialize_config_dir
+from hydra.utils import get_class
+
+from rmexp.configs import ROOT, benchmark_config, benchmarks, rebuild
+from rmexp.correlation.compare import read_run
+from rmexp.errors import DataError, RmexpError
+from rmexp.outside import known, parameters, parse_json, read_json, read_yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a": 1, "b": {"c": 1, "c": 1}}', 'the key "c" is there twice'),
+        ('{"a": 1', "Expecting"),
+        ("[" * 100_000, "it is nested too deeply"),
+        ("1" * 5000, "Exceeds the limit"),
+    ],
+)
+def test_what_is_no_json_is_a_value_error(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        parse_json(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[1]", "holds no JSON object: get it again"),
+        (b'{"a": 1, "a": 2}', 'holds no JSON object .the key "a" is there twice.: get it again'),
+        (b"\xff", "holds no JSON object .*: get it again"),
+        (None, "cannot read .*No such file or directory.: get it again"),
+    ],
+)
+def test_a_json_file_that_is_no_object(tmp_path, content, reason):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=reason):
+        read_json(path, "get it again")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: !!python/object/apply:os.system ['touch proof']", "could not determine a constructor"),
+        ("a: !!python/name:os.system", "could not determine a constructor"),
+        ("a: &x [1]\nb: *x", "the alias .x is not read"),
+        ("a: 1\nb: {c: 1, c: 2}", 'the key "c" is there twice'),
+        ("? [1]\n: 2", "a key is no plain value"),
+        ("1: 2", "holds no YAML mapping: get it again"),
+        ("- a", "holds no YAML mapping: get it again"),
+        ("a: [", "holds no YAML mapping"),
+        ("[" * 5000, "holds no YAML mapping"),
+    ],
+)
+def test_yaml_makes_plain_values_or_none(tmp_path, text, reason):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(DataError, match=reason):
+        read_yaml(path, "get it again")
+
+
+def test_yaml_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("a: ${oc.env:HOME}\nb: [1, 2.5, null, true]\n")
+    assert read_yaml(path, "") == {"a": "${oc.env:HOME}", "b": [1, 2.5, None, True]}
+
+
+def takes(
+    *,
+    path: str | None = None,
+    include: Sequence[str] | None = None,
+    limit: int | None = None,
+    share: float = 0.5,
+    flag: bool = False,
+    form: Literal["a", "b"] = "a",
+    columns: Mapping[str, str] | None = None,
+    anything: Any = None,
+    **more: object,
+) -> None:
+    """A function with one parameter of each kind."""
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("path", ["x", None], [1, ["x"], True]),
+        ("include", [["a", "b"], [], None], ["a", [1], {"a": "b"}, [["a"]]]),
+        ("limit", [3, None], ["3", 3.5, True, [3]]),
+        ("share", [0.1, 1], [True, "0.1", None]),
+        ("flag", [True, False], [0, 1, "no", None]),
+        ("form", ["a", "b"], ["c", 1, ["a"]]),
+        ("columns", [{"prompt": "question"}, {}, None], [{"a": 1}, ["a"], "a"]),
+        ("anything", [1, "x", [[1]], {"a": {"b": None}}], [{"_target_": "x"}, [["${a}"]], {1: 2}]),
+    ],
+)
+def test_known_keys_have_plain_values_of_their_types(key, good, bad):
+    for value in good:
+        assert known({key: value}, parameters(takes), "f") == {key: value}
+    for value in bad:
+        with pytest.raises(DataError, match=rf"^f has (the key )?{key}"):
+            known({key: value}, parameters(takes), "f")
+
+
+@pytest.mark.parametrize("key", ["other", "more", "self", "_target_"])
+def test_other_keys_are_refused_by_name(key):
+    with pytest.raises(DataError, match=f"f has the key {key}, which is not known: remove it"):
+        known({key: None}, parameters(takes), "f")
+
+
+TOY = "rmexp.benchmarks.toy.Toy"
+
+
+@pytest.mark.parametrize(
+    ("bench", "message"),
+    [
+        ({"_target_": "os.system", "command": "touch PROOF"}, "names os.system, which is no bench"),
+        (
+            {"_target_": TOY, "include": {"_target_": "pathlib.Path.touch", "path": "PROOF"}},
+            "bench has the key include._target_, which is not known",
+        ),
+        (
+            {"_target_": TOY, "include": [{"_target_": "os.system", "command": "touch PROOF"}]},
+            "bench has the key include._target_, which is not known",
+        ),
+        (
+            {"_target_": TOY, "include": ["${oc.env:SECRET_OF_MINE}"]},
+            "bench has include: '${oc.env:SECRET_OF_MINE}', and nothing is interpolated there",
+        ),
+        ({"_target_": TOY, "trust_remote_code": True}, "the key trust_remote_code, which is not"),
+        ({"_target_": TOY, "_partial_": True}, "bench has the key _partial_, which is not known"),
+        ({"_target_": TOY, "limit": "6"}, "bench has limit: '6', which is no value for it"),
+        ({"_target_": TOY, "limit": -1}, "bench.limit must be a positive whole number"),
+        ({"_target_": {"_target_": "os.getcwd"}}, "names no benchmark"),
+        ({"limit": 6}, "names no benchmark"),
+        ([TOY], "names no benchmark"),
+        (None, "names no benchmark"),
+    ],
+)
+def test_nothing_of_a_recorded_config_runs(tmp_path, monkeypatch, bench, message):
+    """It is not imported, called or resolved; what is refused is named, before data are loaded."""
+    monkeypatch.setenv("SECRET_OF_MINE", "hunter2")
+    proof = tmp_path / "proof"
+    config = {"model": {"name": "m"}, "bench": bench}
+    written = yaml.safe_dump(config, sort_keys=False).replace("PROOF", str(proof))
+    (tmp_path / "config.yaml").write_text(written)
+    (tmp_path / "scores.jsonl").touch()
+    with (
+        initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
+        pytest.raises(RmexpError) as raised,
+    ):
+        read_run(str(tmp_path), "", tmp_path, rebuild)
+    assert message in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+    assert not proof.exists()
+
+
+def test_each_benchmark_is_rebuilt_from_what_its_run_records(tmp_path):
+    """What eval_rm.py writes for the options of conf/bench is what comparing reads."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for name in benchmarks():
+            config = benchmark_config(name)
+            if config.get("path") == "???":
+                config["path"] = str(tmp_path)
+            assert type(rebuild(config, tmp_path)) is get_class(config["_target_"])

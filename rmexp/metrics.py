@@ -4,6 +4,7 @@ A benchmark's `metrics` returns them as a list; `stats.intervals` turns the list
 n and an interval. Nothing here does I/O.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -55,15 +56,28 @@ class WeightedSum:
 
 
 Metric = Mean | WeightedMean | WeightedSum
+_LONGEST_NAME = 200  # characters, which leaves room for what is added
 
 
 def metric_name(*components: str) -> str:
     """Join components by "/", each in lower case with blanks and signs as "_".
 
+    MLflow takes names of up to 250 characters, suffixes among them. In a longer one the long
+    components are cut, and end in a digest of the whole component instead.
+
     >>> metric_name("rmb", "bon", "Helpfulness", "Role Playing")
     'rmb/bon/helpfulness/role_playing'
     """
-    return "/".join(re.sub(r"[\W_]+", "_", component.lower()) for component in components)
+    names = [re.sub(r"[\W_]+", "_", component.lower()) for component in components]
+    room = _LONGEST_NAME // len(names) - 1
+    if len("/".join(names)) > _LONGEST_NAME:
+        names = [name if len(name) <= room else _cut(name, room) for name in names]
+    return "/".join(names)
+
+
+def _cut(name: str, length: int) -> str:
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: length - 9]}_{digest}"
 
 
 def mean(

@@ -1,24 +1,23 @@
-"""Records as rows that know where they are from, and the file formats they are read from.
+"""Records as rows that know where they are from.
 
 Every failure is a DataError that says what, where and what to do.
 """
 
-import csv
-import gzip
-import io
-import json
-import zlib
-from collections.abc import Mapping, Sequence
+import ast
+import re
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rmexp import jsontext
 from rmexp.errors import DataError
 from rmexp.schema import Message
 
-FORMATS = ".jsonl, .json, .csv, each also with .gz, and .parquet"
-_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 _ROLES = ("system", "user", "assistant")
+_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,29 +25,40 @@ class Row:
     """One record, and where it is from.
 
     `file` is its file's path below the source, "" on the hub. `place` is for messages: file and
-    line of JSON lines, else the file and the row's number, counted from 0 as ids are.
+    line of JSON lines, else the file and the row's number, counted from 0 as ids are. `flaw` says
+    why the record as such is bad, None if it is not.
     """
 
     values: Mapping[str, Any]
     file: str
     place: str
+    flaw: str | None = None
 
     def get(self, column: str) -> Any:
         """Return a column's value, which may be of any type."""
         if column not in self.values:
-            there = ", ".join(map(str, self.values)) or "none"
             raise DataError(
-                f"column {column!r} is missing at {self.place} (columns there: {there}): "
+                f"column {column!r} is missing at {self.place} (columns there: {self.columns}): "
                 "check that this is the right file, or download it again"
             )
         return self.values[column]
+
+    @property
+    def columns(self) -> str:
+        """Return the names of the first columns, for messages."""
+        shown = [_printable(str(name)[:40]) for name in list(self.values)[:20]]
+        return ", ".join(shown + ["..."] * (len(self.values) > len(shown))) or "none"
+
+    def has(self, column: str) -> bool:
+        """Return whether a column is there and not null."""
+        return self.values.get(column) is not None
 
     def text(self, column: str) -> str:
         """Return a column that must hold a string."""
         value = self.get(column)
         if not isinstance(value, str):
             raise self._wrong_type(column, "a string", value)
-        return value
+        return self._whole(column, value)
 
     def texts(self, column: str, count: int | None = None) -> tuple[str, ...]:
         """Return a column that must hold a list of strings, `count` of them unless None."""
@@ -58,14 +68,28 @@ class Row:
             raise self._wrong_type(column, wanted, value)
         if count is not None and len(value) != count:
             raise self._wrong_type(column, wanted, value)
-        return tuple(value)
+        return tuple(self._whole(column, text) for text in value)
+
+    def number(self, column: str) -> float:
+        """Return a column that must hold a finite number, which may be written as text."""
+        value = self.get(column)
+        try:
+            number = float("nan") if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = float("nan")
+        if not abs(number) < float("inf"):
+            raise DataError(
+                f"column {column!r} must hold a finite number, not {_short.repr(value)}, at "
+                f"{self.place}: correct the row, or leave it out of the file"
+            )
+        return number
 
     def identifier(self, column: str) -> str:
         """Return a column that must hold an integer or a string that is not empty, as a string."""
         value = self.get(column)
         if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
             raise self._wrong_type(column, "an integer or a string that is not empty", value)
-        return str(value)
+        return self._whole(column, str(value))
 
     def inner(self, column: str) -> "Row":
         """Return a column that must hold an object, as a row."""
@@ -89,14 +113,58 @@ class Row:
             role = turn.text("role")
             if role not in _ROLES:
                 raise DataError(
-                    f"role {role!r} is unknown at {turn.place}: rename it to one of "
+                    f"role {_short.repr(role)} is unknown at {turn.place}: rename it to one of "
                     + ", ".join(_ROLES)
                 )
             messages.append(Message(role, turn.text("content")))
         return tuple(messages)
 
+    def text_or_messages(self, column: str) -> str | tuple[Message, ...]:
+        """Return a column that must hold a string or a list of messages.
+
+        A list that was written into a string, as JSON or as Python prints it, is read as what it
+        is: tables such as CSV know nothing else.
+        """
+        value = self.get(column)
+        if isinstance(value, list):
+            return self.messages(column)
+        text = self.text(column)
+        if not _MESSAGES.match(text):
+            return text
+        return Row({column: self._written_list(column, text)}, self.file, self.place).messages(
+            column
+        )
+
+    def _written_list(self, column: str, text: str) -> object:
+        try:
+            value = jsontext.loads(text)
+        except ValueError:
+            try:
+                value = ast.literal_eval(text.strip())
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                raise DataError(
+                    f"column {column!r} at {self.place} begins like a list of messages, but is "
+                    "neither JSON nor as Python prints a list: write it as JSON"
+                ) from None
+        if flaw := jsontext.flaw(value):
+            raise DataError(f"column {column!r} at {self.place}: {flaw}: correct the row")
+        return value
+
+    def _whole(self, column: str, text: str) -> str:
+        """Return the text, which must be such that UTF-8 can write it."""
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"column {column!r} at {self.place} holds half of a character, "
+                    f"\\u{ord(text[error.start]):04x}, as character {error.start}: the text was "
+                    "cut within a pair of surrogates; correct the row, or leave it out of the file"
+                ) from None
+        return text
+
     def _wrong_type(self, column: str, wanted: str, value: object) -> DataError:
-        shown = repr(value)
+        shown = _short.repr(value)
         shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
         return DataError(
             f"column {column!r} must hold {wanted}, not {type(value).__name__} {shown}, "
@@ -104,127 +172,34 @@ class Row:
         )
 
 
-def known_suffix(name: str) -> str | None:
-    """Return the end of a file's name that tells its format, None if there is none."""
-    matching = [suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)]
-    return name[-len(matching[0]) :] if matching else None
+class Rows:
+    """The rows of a source, read as they are asked for, once.
 
+    `source` names it, `files` are those that are read, by their paths below it. `count` rows have
+    been read so far; `whole` tells whether there are no more.
+    """
 
-def stem(file: str) -> str:
-    """Return a file's name without folders and known suffixes."""
-    name = PurePosixPath(file).name
-    suffix = known_suffix(name)
-    return name.removesuffix(suffix) if suffix else name
+    def __init__(self, rows: Iterable[Row], source: str, files: Sequence[str] = ()):
+        self.source, self.files = source, tuple(files)
+        self.count, self.whole = 0, False
+        self._rows = rows
 
+    def __iter__(self) -> Iterator[Row]:
+        """Yield the rows in their order."""
+        for row in self._rows:
+            self.count += 1
+            yield row
+        self.whole = True
 
-def read_rows(path: Path, name: str) -> list[Row]:
-    """Read a file of a known format; messages and `Row.file` call it `name`."""
-    suffix = known_suffix(path.name)
-    if suffix is None:
-        raise DataError(f"the format of {path} is unknown: known are {FORMATS}")
-    kind = suffix.lower().removesuffix(".gz")
-    if kind == ".parquet":
-        rows = _parquet_rows(path, name)
-    else:
-        readers = {".jsonl": _json_lines, ".json": _json_rows, ".csv": _csv_rows}
-        rows = readers[kind](_read_text(path), name)
-    if not rows:
-        raise DataError(f"{path} holds no rows: download it again, or leave it out")
-    return rows
-
-
-def _read_text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-        if path.name.lower().endswith(".gz"):
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}): download it again") from error
-    try:
-        return content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is no UTF-8 text (byte {error.start}): save it as UTF-8"
-        ) from error
-
-
-def _object(value: object, name: str, place: str) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(
-            f"{place} is not an object but {type(value).__name__}: every row needs named columns"
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return a line on what was not read, if that is so."""
+        return (
+            ()
+            if self.whole
+            else (f"only the first {self.count} rows were read: they fill the limit",)
         )
-    return Row(value, name, place)
 
 
-def _json_lines(text: str, name: str) -> list[Row]:
-    rows = []
-    # Not splitlines(): JSON strings may hold other line separators as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        place = f"{name}:{number}"
-        if line.strip():
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(
-                    f"{place} is no valid JSON ({error}): correct the line, or download the file "
-                    "again"
-                ) from error
-            rows.append(_object(value, name, place))
-    return rows
-
-
-def _json_rows(text: str, name: str) -> list[Row]:
-    try:
-        values = json.loads(text) if text.strip() else []
-    except (ValueError, RecursionError) as error:
-        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(
-            f"{name}{line} is no valid JSON ({error}): download the file again, or call "
-            "it .jsonl if it holds one object a line"
-        ) from error
-    if not isinstance(values, list):
-        raise DataError(
-            f"{name} must hold a list of objects, not {type(values).__name__}: convert it"
-        )
-    return [_object(value, name, f"{name}, row {row}") for row, value in enumerate(values)]
-
-
-def _csv_rows(text: str, name: str) -> list[Row]:
-    before = csv.field_size_limit(2**31 - 1)  # responses may exceed the default of 128 KiB
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        header = next(reader, [])
-        if len(set(header)) < len(header) or "" in header:
-            raise DataError(
-                f"{name} needs a header of distinct column names, not {header}: correct it"
-            )
-        return [
-            _csv_row(header, fields, name, f"{name}, row {row}")
-            for row, fields in enumerate(reader)
-        ]
-    except csv.Error as error:
-        raise DataError(
-            f"{name}:{reader.line_num} is no valid CSV ({error}): correct it"
-        ) from error
-    finally:
-        csv.field_size_limit(before)
-
-
-def _csv_row(header: Sequence[str], fields: Sequence[str], name: str, place: str) -> Row:
-    if len(fields) != len(header):
-        raise DataError(
-            f"{place} has {len(fields)} fields where the header has {len(header)}: quote fields "
-            "that hold commas or line ends"
-        )
-    return Row(dict(zip(header, fields, strict=True)), name, place)
-
-
-def _parquet_rows(path: Path, name: str) -> list[Row]:
-    import pyarrow.lib
-    import pyarrow.parquet
-
-    try:
-        values = pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.lib.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as Parquet ({error}): download it again") from error
-    return [_object(value, name, f"{name}, row {row}") for row, value in enumerate(values)]
+def _printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)

@@ -9,12 +9,14 @@ import tempfile
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
 from rmexp.errors import DataError
-from rmexp.rows import FORMATS, Row, known_suffix, read_rows
+from rmexp.formats import FORMATS, known_suffix, matches, read_rows
+from rmexp.rows import Row, Rows
 
 _DOWNLOAD_ERRORS = (
     OSError,
@@ -27,32 +29,62 @@ _DOWNLOAD_ERRORS = (
 
 def local_path(path: str | os.PathLike[str]) -> Path:
     """Return the path with `~` expanded; raise DataError if nothing is there."""
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise DataError(f"{found} does not exist: check the path")
-    return found
+    if not is_there(path):
+        raise DataError(f"{path} does not exist: check the path")
+    return Path(path).expanduser()
 
 
-def local_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """Read a file, or every file of a known format below a folder, in the order of their paths."""
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file or folder lies at the path, in which `~` may stand."""
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, the home of nobody
+        return False
+
+
+def local_rows(path: str | os.PathLike[str], include: Sequence[str] | None = None) -> Rows:
+    """Read a file, or every file of a known format below a folder, in the order of their paths.
+
+    Where each of the patterns `include` is for some file, only these files are read. Otherwise the
+    patterns may be for what the rows say, and all are.
+    """
     top = local_path(path)
+    files = _files(top)
+    wanted = {name: [p for p in include or () if matches(p, name)] for name in files}
+    if include is not None and {p for found in wanted.values() for p in found} == set(include):
+        files = {name: file for name, file in files.items() if wanted[name]}
+    rows = (row for name, file in files.items() for row in read_rows(file, name))
+    return Rows(rows, str(top), tuple(files))
+
+
+def _files(top: Path) -> dict[str, Path]:
     if top.is_file():
-        return read_rows(top, top.name)
-    files = [
-        found
+        return {top.name: top}
+    files = {
+        found.relative_to(top).as_posix(): found
         for found in sorted(top.rglob("*"))
         if found.is_file() and not found.name.startswith(".") and known_suffix(found.name)
-    ]
+    }
     if not files:
         raise DataError(
             f"{top} holds no file of a known format ({FORMATS}): check the path, or convert "
             "the data"
         )
-    return [row for found in files for row in read_rows(found, found.relative_to(top).as_posix())]
+    for name in files:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{top} holds a file whose name is no UTF-8 ({name!a}): rename it"
+            ) from None
+    return files
 
 
-def hub_rows(name: str, split: str, revision: str | None = None) -> list[Row]:
-    """Return the rows of a split of a Hugging Face data set; `revision` is None for the newest."""
+def hub_rows(name: str, split: str, revision: str | None = None) -> Iterator[Row]:
+    """Return the rows of a split of a Hugging Face data set; `revision` is None for the newest.
+
+    The library downloads the split once, whole; its rows are then read as they are asked for.
+    """
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -63,7 +95,7 @@ def hub_rows(name: str, split: str, revision: str | None = None) -> list[Row]:
             f"the hub's data set {name}, split {split!r}, could not be loaded ({error}): check the "
             "name, the split and the network, or download it and point the path at the local copy"
         ) from error
-    return [Row(values, "", f"{name} ({split}), row {row}") for row, values in enumerate(table)]
+    return (Row(values, "", f"{name} ({split}), row {row}") for row, values in enumerate(table))
 
 
 def cache_folder() -> Path:

@@ -97,6 +97,27 @@ def test_rows_that_cannot_be_read(tmp_path, row, message):
         load(tmp_path, [row])
 
 
+@pytest.mark.parametrize("value", ["absent", None])
+def test_a_row_without_its_last_response_is_a_bad_row(tmp_path, value):
+    row = record([1, 2, 3], response_3=None)
+    if value == "absent":
+        del row["response_3"]
+    rows = [record([1, 2], prompt="b?"), row]
+    flaw = "1: column 'response_3' is missing (rows.jsonl:2)"
+    data = load(tmp_path, rows, on_bad_row="skip")
+    assert ([example.id for example in data.examples], data.bad_rows) == (["0"], (flaw,))
+    for policy in ("keep", "error"):
+        with pytest.raises(DataError, match="column 'response_3' is missing"):
+            load(tmp_path, rows, on_bad_row=policy)
+
+
+def test_a_limit_reads_what_it_needs(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [record([1, 2], prompt=p) for p in "ab"])
+    path.write_text(path.read_text() + "{")
+    data = BestOf100(path=str(path), limit=1).load()
+    assert data.notes == ("only the first 2 rows were read: they fill the limit",)
+
+
 def test_half_a_pair_is_an_error(tmp_path):
     row = record([1])
     del row["rewardbench_rejected"]

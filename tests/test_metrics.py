@@ -75,3 +75,14 @@ def test_a_judge_wins_shares_of_the_point(verdicts, expected):
 def test_without_verdicts_the_rewards_decide(chosen, rejected):
     row = ScoredExample("1", "a", "p", (chosen,), (rejected,))
     assert won(row) == beats(row, 0, 0) == wins([chosen], [rejected])
+
+
+def test_a_long_name_is_cut_and_stays_distinct():
+    """Names of up to 200 characters stay; suffixes of ours still fit into MLflow's 250."""
+    fits = "x" * (200 - len("preference/subset/"))
+    assert metric_name("preference", "subset", fits) == f"preference/subset/{fits}"
+    one, other = (metric_name("preference", "subset", "x" * 300 + end) for end in "ab")
+    assert one != other
+    assert one[:70] == other[:70] == f"preference/subset/{'x' * 52}"
+    assert len(one) <= 200
+    assert len(metric_name(*["y" * 300] * 5)) <= 200

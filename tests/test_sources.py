@@ -10,7 +10,8 @@ import threading
 import pytest
 
 from rmexp.errors import DataError
-from rmexp.rows import Row, stem
+from rmexp.formats import stem
+from rmexp.rows import Row
 from rmexp.schema import Message
 from rmexp.sources import github_folder, hub_rows, local_rows
 
@@ -55,7 +56,7 @@ FORMATS = {
 @pytest.mark.parametrize("name", [*FORMATS, "x.parquet"])
 def test_every_format_gives_the_same_rows(tmp_path, name):
     (tmp_path / name).write_bytes(FORMATS[name] if name in FORMATS else parquet(ROWS))
-    rows = local_rows(tmp_path / name)
+    rows = list(local_rows(tmp_path / name))
     assert [row.values for row in rows] == ROWS
     assert {row.file for row in rows} == {name}
     line_based = "jsonl" in name.lower()
@@ -68,7 +69,7 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path):
         (tmp_path / name).write_text(json.dumps([{"name": name}]))
     (tmp_path / "README.md").write_text("not data")
     (tmp_path / "._b.json").write_text("not data")
-    rows = local_rows(str(tmp_path))
+    rows = list(local_rows(str(tmp_path)))
     assert [row.file for row in rows] == ["a/1.json", "a/2.json", "b.json"]
     assert [row.values["name"] for row in rows] == ["a/1.json", "a/2.json", "b.json"]
 
@@ -82,7 +83,8 @@ def test_a_csv_field_may_be_long(tmp_path):
     long = "x" * 200_000
     (tmp_path / "x.csv").write_text(f"id,text\n1,{long}\n")
     before = csv.field_size_limit()
-    assert local_rows(tmp_path / "x.csv")[0].values == {"id": "1", "text": long}
+    (row,) = local_rows(tmp_path / "x.csv")
+    assert row.values == {"id": "1", "text": long}
     assert csv.field_size_limit() == before
 
 
@@ -106,9 +108,9 @@ BAD_FILES = {
     "number.json": (b'[{"id": 1}, "x"]', r"number\.json, row 1 is not an object but str"),
     "latin.jsonl": (
         b'{"id": "\xfc"}',
-        r"latin\.jsonl is no UTF-8 text \(byte 8\): save it as UTF-8",
+        r"latin\.jsonl:1 is no UTF-8 text \(byte 8\): save the file as UTF-8",
     ),
-    "binary.csv": (b"\x89PNG", r"binary\.csv is no UTF-8 text \(byte 0\)"),
+    "binary.csv": (b"\x89PNG", r"binary\.csv:1 is no UTF-8 text \(byte 0\)"),
     "plain.jsonl.gz": (b'{"id": 1}', r"plain\.jsonl\.gz cannot be read .*download it again"),
     "cut.jsonl.gz": (gzip.compress(b'{"id": 1}' * 99)[:20], r"cut\.jsonl\.gz cannot be read"),
     "short.csv": (b"id,text\n1,a\n2\n", r"short\.csv, row 1 has 1 fields where the header has 2"),
@@ -116,6 +118,11 @@ BAD_FILES = {
     "twice.csv": (b"id,id\n1,2\n", r"twice\.csv needs a header of distinct column names"),
     "quote.csv": (b'id,text\n1,"a\n', r"quote\.csv:2 is no valid CSV"),
     "bad.parquet": (b"PAR1 no", r"bad\.parquet cannot be read as Parquet"),
+    "cut.parquet": (parquet(ROWS)[:-20], r"cut\.parquet cannot be read as Parquet"),
+    "utf16.jsonl": ('{"id": 1}'.encode("utf-16"), r"utf16\.jsonl:1 is no UTF-8 text \(byte 0\)"),
+    "zipped.jsonl": (gzip.compress(b'{"id": 1}'), r"zipped\.jsonl:1 is no UTF-8 text \(byte 1\)"),
+    "later.jsonl": (b'{"id": 1}\n{"id": "\xfc"}', r"later\.jsonl:2 is no UTF-8 text \(byte 8\)"),
+    "named.json": (b'{"data": [{"id": 1}]}', r"named\.json must hold a list of objects, not dict"),
 }
 
 
@@ -124,11 +131,58 @@ def test_bad_files(tmp_path, name):
     content, message = BAD_FILES[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
-        local_rows(tmp_path / name)
+        list(local_rows(tmp_path / name))
 
 
 def test_the_bad_files_are_all_there():
-    assert len(BAD_FILES) == 23
+    assert len(BAD_FILES) == 28
+
+
+def test_empty_lines_are_no_rows(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbfid,text\r\n\r\n1,a\r\n\r\n2,b\r\n\r\n")
+    rows = list(local_rows(tmp_path / "x.csv"))
+    assert [(row.values["id"], row.place) for row in rows] == [
+        ("1", "x.csv, row 0"),
+        ("2", "x.csv, row 1"),
+    ]
+    (tmp_path / "old.csv").write_bytes(b"id,text\r1,a\r2,b")
+    assert [row.values["text"] for row in local_rows(tmp_path / "old.csv")] == ["a", "b"]
+
+
+def test_columns_of_one_name_in_parquet(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table([[1], [2]], names=["a", "a"]), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet has two columns of one name"):
+        list(local_rows(tmp_path / "x.parquet"))
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.csv", "x.parquet"])
+def test_rows_are_read_as_they_are_asked_for(tmp_path, name):
+    rows = [{"id": str(i), "text": f"{i}"} for i in range(3000)]
+    content = {"x.jsonl": lines, "x.jsonl.gz": lines, "x.csv": table, "x.parquet": parquet}
+    whole = content[name](rows)
+    (tmp_path / name).write_bytes(gzip.compress(whole) if name.endswith(".gz") else whole)
+    read = local_rows(tmp_path / name)
+    assert next(iter(read)).values == rows[0]
+    assert (read.count, read.whole) == (1, False)
+    assert read.notes == ("only the first 1 rows were read: they fill the limit",)
+    again = local_rows(tmp_path / name)
+    assert [row.values for row in again] == rows
+    assert (again.count, again.whole, again.notes) == (3000, True, ())
+
+
+def test_a_file_whose_name_is_no_text(tmp_path):
+    (tmp_path / "\udcff.jsonl").write_text("{}")
+    with pytest.raises(DataError, match=r"name is no UTF-8 \('\\udcff\.jsonl'\): rename it"):
+        local_rows(tmp_path)
+
+
+def test_a_path_that_cannot_be(tmp_path):
+    for path in ("x" * 5000, "a\0b", "~nobody-is-called-so/x"):
+        with pytest.raises(DataError, match=r"does not exist: check the path"):
+            local_rows(path)
 
 
 def test_missing_and_empty_folders(tmp_path):
@@ -283,7 +337,7 @@ def test_rows_of_the_hub(monkeypatch):
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    rows = hub_rows("owner/set", "test", "v1")
+    rows = list(hub_rows("owner/set", "test", "v1"))
     assert asked == [("owner/set", "test", "v1")]
     assert [row.values for row in rows] == ROWS
     assert (rows[1].file, rows[1].place) == ("", "owner/set (test), row 1")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from rmexp.benchmarks.common import Entry, Selection, check_path, load_rows
 from rmexp.bestofn import HIGHEST, RECORDED, expected_best, shown
-from rmexp.errors import DataError
 from rmexp.metrics import Mean, Metric, mean
 from rmexp.rows import Row
 from rmexp.schema import Dataset, Example, Message, ScoredExample
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HUB = "andrewsiah/rewarded-Mistral-RM-for-RAFT-GSHF-v0"
-_RESPONSE = re.compile(r"response_\d+")
+_NUMBERED = re.compile(r"(?:response|reward)_([1-9]\d{0,5})")
 _PAIR = ("rewardbench_chosen", "rewardbench_rejected")
 
 
@@ -55,14 +54,17 @@ class BestOf100:
 
     def load(self) -> Dataset:
         """Read, check and select the prompts with their responses."""
-        rows, source = load_rows(self._path, HUB, "train", self._revision)
-        entries = [Entry(read_ranking(row, str(number)), row) for number, row in enumerate(rows)]
-        examples, bad_rows = self._selection.select(entries, part=lambda example: self.name)
+        include = self._selection.include
+        rows = load_rows(self._path, HUB, "train", self._revision, include)
+        entries = (read_ranking(row, str(number)) for number, row in enumerate(rows))
+        examples, bad_rows = self._selection.select(
+            entries, part=lambda example: self.name, files=rows.files, whole=True
+        )
         counts = [len(example.recorded) for example in examples]
         note = f"{min(counts)} to {max(counts)} responses a prompt: the curve ends at {min(counts)}"
-        notes = (note,) if len(set(counts)) > 1 else ()
+        notes = (*rows.notes, note) if len(set(counts)) > 1 else rows.notes
         rated = frozenset(example.subset for example in examples)
-        return Dataset(examples, source, bad_rows, notes, rated)
+        return Dataset(examples, rows.source, bad_rows, notes, rated)
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
         """Return the agreement, the curve, and the places of RewardBench's responses."""
@@ -82,28 +84,30 @@ class BestOf100:
         return {}
 
 
-def read_ranking(row: Row, id: str) -> Example:
+def read_ranking(row: Row, id: str) -> Entry:
     """Return a row as an example with recorded rewards.
 
     The columns are `prompt`, `response_i` and `reward_i` for i = 1, 2, ..., and, if there are any,
     `subset`, `rewardbench_chosen` and `rewardbench_rejected`. The latter two are the first chosen
     and the first rejected response; the ranked ones are the last rejected, in the columns' order.
+    A row without one of the responses has that flaw.
     """
-    count = sum(
-        _RESPONSE.fullmatch(name) is not None and value is not None
-        for name, value in row.values.items()
-    )
-    numbers = range(1, max(count, 1) + 1)
+    found = [_NUMBERED.fullmatch(name) for name in row.values if row.has(name)]
+    count = max((int(number[1]) for number in found if number), default=0)
+    missing = [i for i in range(1, count + 1) if not row.has(f"response_{i}")]
+    numbers = [i for i in range(1, count + 1) if i not in missing] or [1]
     responses = tuple(row.text(f"response_{i}") for i in numbers)
     pair = [row.text(name) for name in _PAIR] if set(_PAIR) & set(row.values) else []
-    return Example(
+    example = Example(
         id,
         row.text("subset") if "subset" in row.values else "bon100",
         (Message("user", row.text("prompt")),),
         chosen=tuple(pair[:1]),
         rejected=(*pair[1:], *responses),
-        recorded=tuple(_recorded(row, f"reward_{i}") for i in numbers),
+        recorded=tuple(row.number(f"reward_{i}") for i in numbers),
     )
+    flaw = f"column 'response_{missing[0]}' is missing" if missing else None
+    return Entry(example, row, flaw)
 
 
 def ranked(row: ScoredExample) -> tuple[float, ...]:
@@ -172,17 +176,3 @@ def _places(scored: Sequence[ScoredExample], rewards: Sequence[Sequence[float]])
             places.append(below / len(rewards[position]))
         metrics.append(Mean(f"bon100/share_below/{name}", tuple(rows), tuple(places)))
     return metrics
-
-
-def _recorded(row: Row, column: str) -> float:
-    value = row.get(column)
-    try:
-        reward = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        reward = math.nan
-    if not math.isfinite(reward):
-        raise DataError(
-            f"column {column!r} must hold a finite number, not {value!r}, at {row.place}: correct "
-            "the row, or leave it out of the file"
-        )
-    return reward

@@ -2,12 +2,13 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from rmexp.errors import ConfigError, DataError
-from rmexp.rows import Row, known_suffix, stem
+from rmexp.formats import matches
+from rmexp.rows import Row, Rows
 from rmexp.schema import Example
 from rmexp.sources import hub_rows, local_path, local_rows
 
@@ -66,69 +67,100 @@ class Selection:
         self._offset = offset
 
     def select(
-        self, entries: Sequence[Entry], part: Callable[[Example], str] = lambda e: e.subset
+        self,
+        entries: Iterable[Entry],
+        part: Callable[[Example], str] = lambda e: e.subset,
+        files: Sequence[str] = (),
+        whole: bool = False,
     ) -> tuple[tuple[Example, ...], tuple[str, ...]]:
         """Return the selected examples, and a line for each bad row among them.
 
+        A pattern of `include` that is for one of `files` selects files, any other files or subsets.
         Of a part, `offset` prompts are passed over, and the next `limit` ones are taken with all
         their examples. Bad rows do not count towards the offset, nor, if they are left out, towards
-        the limit: so a limit here and the same offset there have no prompt in common.
+        the limit: so a limit here and the same offset there have no prompt in common. Where the
+        `whole` data are one part, reading ends at the first prompt beyond the limit.
 
         Raises DataError for an id that occurs twice, a pattern that matches nothing, an offset that
-        leaves nothing, and a bad row that may not or cannot be kept.
+        leaves nothing, and a bad row that may not or cannot be kept, or if all rows are bad.
         """
-        _check_ids(entries)
+        places: dict[str, str] = {}
         passed: dict[str, set[str]] = {}
         taken: dict[str, set[str]] = {}
         examples, bad_rows = [], []
-        for entry in self._included(entries):
+        whole = whole and self._of_files(files) == set(self.include or ())
+        for entry in self._included(entries, files):
             example = entry.example
+            _check_id(places, entry)
             prompts, prompt = taken.setdefault(part(example), set()), example.prompt_id
             before = passed.setdefault(part(example), set())
-            reason = entry.flaw or bad_row(example)
+            reason = entry.row.flaw or entry.flaw or bad_row(example)
             if prompt in before or len(before) < self._offset:
                 before |= set() if reason else {prompt}
                 continue
             if self.limit is not None and len(prompts) >= self.limit and prompt not in prompts:
+                if whole and not reason:
+                    break
                 continue
             if reason:
                 bad_rows.append(f"{example.id}: {reason} ({entry.row.place})")
                 if self.on_bad_row == "skip":
                     continue
-                if self.on_bad_row == "keep" and entry.flaw:
+                if self.on_bad_row == "keep" and (entry.flaw or entry.row.flaw):
                     raise DataError(
                         f"bad row {bad_rows[-1]} cannot be scored as it is: leave such rows out "
                         f"with {self.group}.on_bad_row=skip"
                     )
             prompts.add(prompt)
             examples.append(example)
-        if passed and not any(taken.values()) and self._offset:
-            raise DataError(
-                f"{self.group}.offset={self._offset} leaves nothing: each part has fewer prompts"
-            )
         if bad_rows and self.on_bad_row == "error":
             raise DataError(
                 f"{len(bad_rows)} bad rows, the first of them {bad_rows[0]}: correct them, leave "
                 f"them out with {self.group}.on_bad_row=skip, or score them as they are with keep"
             )
+        if bad_rows and not examples:
+            raise DataError(
+                f"all {len(bad_rows)} rows are bad, the first of them {bad_rows[0]}: correct them, "
+                "or give other data"
+            )
+        if passed and not examples and self._offset:
+            raise DataError(
+                f"{self.group}.offset={self._offset} leaves nothing: each part has fewer prompts"
+            )
         return tuple(examples), tuple(bad_rows)
 
-    def _included(self, entries: Sequence[Entry]) -> Iterable[Entry]:
+    def _of_files(self, files: Sequence[str]) -> set[str]:
+        return {p for p in self.include or () if any(matches(p, file) for file in files)}
+
+    def _included(self, entries: Iterable[Entry], files: Sequence[str]) -> Iterator[Entry]:
+        """Yield the entries that `include` selects; raise DataError for one that selects none."""
         if self.include is None:
-            return entries
-        names = {(entry.row.file, entry.example.subset) for entry in entries}
-        chosen = set()
-        for pattern in self.include:
-            matching = {pair for pair in names if _matches(pattern, *pair)}
-            if not matching:
-                there = sorted({name for pair in names for name in pair if name})
-                listed = ", ".join(there[:100]) + (", ..." if len(there) > 100 else "")
-                raise DataError(
-                    f"no file or subset matches {self.group}.include's {pattern!r}: "
-                    f"choose from {listed}"
-                )
-            chosen |= matching
-        return [entry for entry in entries if (entry.row.file, entry.example.subset) in chosen]
+            yield from entries
+            return
+        of_files = self._of_files(files)
+        left = set(self.include) - of_files
+        names: set[str] = set(files)
+        known: dict[tuple[str, str], set[str]] = {}
+        for entry in entries:
+            pair = file, subset = entry.row.file, entry.example.subset
+            if pair not in known:
+                known[pair] = {
+                    pattern
+                    for pattern in self.include
+                    if matches(pattern, file)
+                    or (pattern not in of_files and fnmatchcase(subset, pattern))
+                }
+                left -= known[pair]
+                names |= {name for name in pair if name}
+            if known[pair]:
+                yield entry
+        if left:
+            pattern = next(pattern for pattern in self.include if pattern in left)
+            listed = ", ".join(sorted(names)[:100]) + (", ..." if len(names) > 100 else "")
+            raise DataError(
+                f"no file or subset matches {self.group}.include's {pattern!r}: "
+                f"choose from {listed}"
+            )
 
 
 def bad_row(example: Example) -> str | None:
@@ -150,12 +182,17 @@ def check_path(path: str | os.PathLike[str] | None) -> None:
 
 
 def load_rows(
-    path: str | os.PathLike[str] | None, name: str, split: str, revision: str | None
-) -> tuple[list[Row], str]:
-    """Return the rows of the local path, or else of the hub's data set, and the source's name."""
+    path: str | os.PathLike[str] | None,
+    name: str,
+    split: str,
+    revision: str | None,
+    include: Sequence[str] | None = None,
+) -> Rows:
+    """Return the rows of the local path, of what `include` selects, or else of the hub's data."""
     if path is not None:
-        return local_rows(path), str(local_path(path))
-    return hub_rows(name, split, revision), f"{name} ({split}{f', {revision}' if revision else ''})"
+        return local_rows(path, include)
+    source = f"{name} ({split}{f', {revision}' if revision else ''})"
+    return Rows(hub_rows(name, split, revision), source)
 
 
 def count_notes(
@@ -175,17 +212,10 @@ def count_notes(
     return tuple(lines)
 
 
-def _check_ids(entries: Sequence[Entry]) -> None:
-    seen: dict[str, Entry] = {}
-    for entry in entries:
-        first = seen.setdefault(entry.example.id, entry)
-        if first is not entry:
-            raise DataError(
-                f"id {entry.example.id} occurs twice, at {first.row.place} and at "
-                f"{entry.row.place}: remove one of the two, or give it an id of its own"
-            )
-
-
-def _matches(pattern: str, file: str, subset: str) -> bool:
-    plain = file.removesuffix(known_suffix(file) or "")
-    return any(fnmatchcase(name, pattern) for name in {file, plain, stem(file), subset} if name)
+def _check_id(places: dict[str, str], entry: Entry) -> None:
+    place = entry.row.place
+    if (first := places.setdefault(entry.example.id, place)) is not place:
+        raise DataError(
+            f"id {entry.example.id} occurs twice, at {first} and at {place}: remove one of the "
+            "two, or give it an id of its own"
+        )

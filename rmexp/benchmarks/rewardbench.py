@@ -5,10 +5,11 @@ from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rmexp.benchmarks.common import Entry, Selection, check_path, count_notes, load_rows
-from rmexp.benchmarks.preference import read_pair
+from rmexp.benchmarks.pairs import read_pair
 from rmexp.errors import ConfigError, DataError
+from rmexp.formats import stem
 from rmexp.metrics import Metric, WeightedMean, mean, metric_name, won
-from rmexp.rows import Row, stem
+from rmexp.rows import Row
 from rmexp.schema import Dataset, Example, Message, ScoredExample
 from rmexp.sources import hub_rows, local_rows
 from rmexp.stats import Estimate
@@ -96,15 +97,16 @@ class RewardBench:
 
     def load(self) -> Dataset:
         """Read, check and select the pairs."""
-        rows, source = load_rows(self._path, "allenai/reward-bench", "filtered", self._revision)
+        include = self._selection.include
+        rows = load_rows(self._path, "allenai/reward-bench", "filtered", self._revision, include)
         entries = [Entry(_example(row), row) for row in rows]
         official = dict(COUNTS)
         if self._prior_sets:
             entries += _prior_entries(self._prior_sets)
             official |= PRIOR_SETS
-        examples, bad_rows = self._selection.select(entries)
+        examples, bad_rows = self._selection.select(entries, files=rows.files)
         notes = (f"overall by the {self._rule}'s rule", *count_notes(examples, official))
-        return Dataset(examples, source, bad_rows, notes)
+        return Dataset(examples, rows.source, bad_rows, notes)
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
         """Return the subsets' accuracies, the sections, the prior sets and the overall mean."""
@@ -165,7 +167,8 @@ def _prior_entries(source: str | bool) -> list[Entry]:
     """Read the prior sets, whose prompts are messages; a row's id is its number in its set."""
     by_set: dict[str, list[Row]] = {name: [] for name in PRIOR_SETS}
     if source is True:
-        by_set = {name: hub_rows("allenai/preference-test-sets", name) for name in PRIOR_SETS}
+        for name in PRIOR_SETS:
+            by_set[name] = list(hub_rows("allenai/preference-test-sets", name))
     else:
         for row in local_rows(str(source)):
             name = re.sub(r"-\d{5}-of-\d{5}$", "", stem(row.file))

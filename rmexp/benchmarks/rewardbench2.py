@@ -67,13 +67,15 @@ class RewardBench2:
 
     def load(self) -> Dataset:
         """Read, check and select the rows."""
-        rows, source = load_rows(self._path, "allenai/reward-bench-2", "test", self._revision)
-        examples, bad_rows = self._selection.select([Entry(_example(row), row) for row in rows])
+        include = self._selection.include
+        rows = load_rows(self._path, "allenai/reward-bench-2", "test", self._revision, include)
+        entries = (Entry(_example(row), row) for row in rows)
+        examples, bad_rows = self._selection.select(entries, files=rows.files)
         clusters = [example.cluster for example in examples]
         alone = [e.id for e in examples if e.cluster and clusters.count(e.cluster) == 1]
         notes = [f"{TIES}: no partner for {', '.join(alone)}"] if alone else []
         notes += count_notes(examples, COUNTS)
-        return Dataset(examples, source, bad_rows, tuple(notes), rated=frozenset({TIES}))
+        return Dataset(examples, rows.source, bad_rows, tuple(notes), rated=frozenset({TIES}))
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
         """Return the scores of the subsets, what that of Ties is made of, and the overall mean."""

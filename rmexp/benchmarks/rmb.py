@@ -106,9 +106,12 @@ class RMB:
             top, source = github_folder(REPOSITORY, COMMIT), f"github {REPOSITORY}@{COMMIT}"
         else:
             top, source = local_path(self._path), str(self._path)
-        entries = [Entry(_example(row), row) for row in local_rows(_dataset_folder(top))]
-        examples, bad_rows = self._selection.select(entries, part=_part)
-        notes = (*_missing_scenarios(entries), *count_notes(examples, COUNTS, _part))
+        include = self._selection.include
+        rows = local_rows(_dataset_folder(top), include)
+        entries = [Entry(_example(row), row) for row in rows]
+        examples, bad_rows = self._selection.select(entries, part=_part, files=rows.files)
+        missing = [] if include else _missing_scenarios(entries)
+        notes = (*missing, *count_notes(examples, COUNTS, _part))
         return Dataset(examples, source, bad_rows, notes)
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:

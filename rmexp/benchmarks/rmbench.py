@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from rmexp.benchmarks.common import Entry, Selection, check_path, count_notes, load_rows
 from rmexp.benchmarks.styles import STYLES, style_figures, style_metrics
 from rmexp.errors import DataError
+from rmexp.formats import stem
 from rmexp.metrics import Metric
-from rmexp.rows import Row, stem
+from rmexp.rows import Row
 from rmexp.schema import Dataset, Example, Message, ScoredExample
 from rmexp.stats import Estimate
 
@@ -59,7 +60,8 @@ class RMBench:
 
     def load(self) -> Dataset:
         """Read, check and select the prompts, each with its six responses."""
-        rows, source = load_rows(self._path, "THU-KEG/RM-Bench", "train", self._revision)
+        include = self._selection.include
+        rows = load_rows(self._path, "THU-KEG/RM-Bench", "train", self._revision, include)
         entries = [Entry(_example(row), row) for row in rows]
         own = {entry.example.subset for entry in entries if stem(entry.row.file) != TOTAL}
         kept = [e for e in entries if stem(e.row.file) != TOTAL or e.example.subset not in own]
@@ -67,8 +69,8 @@ class RMBench:
         if len(kept) < len(entries):
             repeated = len(entries) - len(kept)
             notes.append(f"{TOTAL}: {repeated} rows left out, their domains have their own files")
-        examples, bad_rows = self._selection.select(kept)
-        return Dataset(examples, source, bad_rows, (*notes, *count_notes(examples, COUNTS)))
+        examples, bad_rows = self._selection.select(kept, files=rows.files)
+        return Dataset(examples, rows.source, bad_rows, (*notes, *count_notes(examples, COUNTS)))
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
         """Return the matrices of the domains, what is made of them, and the overall means."""

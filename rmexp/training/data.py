@@ -3,19 +3,18 @@
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from rmexp import toy
 from rmexp.benchmarks.bon100 import read_ranking
 from rmexp.benchmarks.common import Entry, Selection, load_rows
-from rmexp.benchmarks.preference import read_pairs
+from rmexp.benchmarks.pairs import PairReader, check_pairs_per_prompt, pairs_apart
 from rmexp.errors import ConfigError, DataError
 from rmexp.rows import Row
 from rmexp.schema import Dataset, Example, prompt_key
-from rmexp.sources import local_path
+from rmexp.sources import is_there, local_path
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -56,10 +55,10 @@ class ToyPairs:
 class PreferencePairs:
     """Pairs from a local file or folder, or from a split of a hub data set.
 
-    `path` is the one if something lies there, else the name of the other. The columns are `prompt`,
-    `chosen` and `rejected`, as `rmexp.benchmarks.preference.read_pair` describes; `subset_column`
-    names the column that `include` may select by and `limit` counts in. Bad rows are left out by
-    default; they are always counted.
+    `path` is the one if something lies there, else the name of the other. The data have one of the
+    forms of `rmexp.benchmarks.pairs.PairReader`, which has `columns` and `pairs_per_prompt`;
+    `subset_column` names the column that `include` may select by and `limit` counts in. Bad rows
+    are left out by default; they are always counted.
 
     Raises ConfigError or DataError at once for options that cannot work.
     """
@@ -77,27 +76,33 @@ class PreferencePairs:
         offset: int = 0,
         on_bad_row: str = "skip",
         subset_column: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        pairs_per_prompt: int | None = None,
     ):
         self._local = _local(path, split)
         self._path, self._split, self._revision = path, split, revision
-        self._subset_column = subset_column
         self._selection = Selection(include, limit, on_bad_row, group="data", offset=offset)
+        self._reader = PairReader(
+            columns=columns,
+            subset_column=subset_column,
+            pairs_per_prompt=pairs_per_prompt,
+            group="data",
+        )
 
     def load(self) -> Dataset:
         """Read, check and select the pairs."""
         local = self._path if self._local else None
-        rows, source = load_rows(local, self._path, self._split or "", self._revision)
-        examples, bad_rows = self._selection.select(read_pairs(rows, self._subset_column))
-        return Dataset(examples, source, bad_rows)
+        include = self._selection.include
+        rows = load_rows(local, self._path, self._split or "", self._revision, include)
+        return self._reader.load(rows, self._selection)
 
 
 class RecordedPairs:
-    """Pairs from responses with recorded rewards: the best with the worst, and so on inwards.
+    """Pairs from responses with recorded rewards, which rank the responses of a prompt.
 
-    Rows hold what `rmexp.benchmarks.bon100.read_ranking` describes. The responses of a prompt are
-    ranked by their recorded rewards; its first pair is highest and lowest, its second those next to
-    them, up to `pairs_per_prompt`, as long as the rewards differ by more than `smallest_gap`. Where
-    and from what: see `PreferencePairs`.
+    Rows hold what `rmexp.benchmarks.bon100.read_ranking` describes. The pairs are those of
+    `rmexp.benchmarks.pairs.pairs_apart`, by default the best with the worst, whose rewards differ
+    by more than `smallest_gap`. Where and from what: see `PreferencePairs`.
     """
 
     name = "bon100"
@@ -108,56 +113,52 @@ class RecordedPairs:
         path: str,
         split: str | None = None,
         revision: str | None = None,
-        pairs_per_prompt: int = 1,
+        pairs_per_prompt: int | None = 1,
         smallest_gap: float = 0.0,
         include: Sequence[str] | None = None,
         limit: int | None = None,
         on_bad_row: str = "skip",
     ):
-        if not isinstance(pairs_per_prompt, int) or pairs_per_prompt < 1:
-            raise ConfigError(
-                f"data.pairs_per_prompt={pairs_per_prompt}: give a whole number of 1 or more"
-            )
         if not isinstance(smallest_gap, int | float) or not 0 <= smallest_gap < math.inf:
             raise ConfigError(f"data.smallest_gap={smallest_gap}: give a reward of 0 or more")
         self._local = _local(path, split)
         self._path, self._split, self._revision = path, split, revision
-        self._pairs, self._gap = pairs_per_prompt, smallest_gap
+        self._pairs, self._gap = check_pairs_per_prompt(pairs_per_prompt, "data"), smallest_gap
         self._selection = Selection(include, limit, on_bad_row, group="data")
 
     def load(self) -> Dataset:
         """Read the responses, rank them, and pair them."""
         local = self._path if self._local else None
-        rows, source = load_rows(local, self._path, self._split or "", self._revision)
-        entries = [
-            entry for number, row in enumerate(rows) for entry in self._pair(row, str(number))
-        ]
-        if not entries:
-            raise DataError(
-                f"no two responses of {source} differ by more than data.smallest_gap={self._gap}: "
-                "give a smaller one"
-            )
-        paired = len({entry.row.place for entry in entries})
-        examples, bad_rows = self._selection.select(entries)
-        note = f"{paired} of {len(rows)} prompts have responses far enough apart"
-        return Dataset(examples, source, bad_rows, (note,) if paired < len(rows) else ())
-
-    def _pair(self, row: Row, number: str) -> list[Entry]:
-        read = read_ranking(row, number)
-        responses = read.rejected[-len(read.recorded) :]
-        ranked = sorted(
-            zip(read.recorded, responses, strict=True), key=lambda response: -response[0]
+        include = self._selection.include
+        rows = load_rows(local, self._path, self._split or "", self._revision, include)
+        with_pairs: set[str] = set()
+        examples, bad_rows = self._selection.select(
+            self._entries(rows, with_pairs), part=lambda example: self.name, files=rows.files
         )
-        entries = []
-        for rank, (best, worst) in enumerate(
-            zip(ranked[: self._pairs], reversed(ranked), strict=False)
-        ):
-            if best[0] - worst[0] <= self._gap:
-                break
-            id = f"{number}/{rank}"
-            example = Example(id, read.subset, read.prompt, (best[1],), (worst[1],))
-            entries.append(Entry(example, row))
-        return entries
+        if not examples:
+            raise DataError(
+                f"no two responses of {rows.source} differ by more than data.smallest_gap="
+                f"{self._gap}: give a smaller one"
+            )
+        note = f"{len(with_pairs)} of {rows.count} prompts have responses far enough apart"
+        return Dataset(
+            examples, rows.source, bad_rows, (note,) if len(with_pairs) < rows.count else ()
+        )
+
+    def _entries(self, rows: Iterable[Row], with_pairs: set[str]) -> Iterator[Entry]:
+        for number, row in enumerate(rows):
+            read = read_ranking(row, str(number))
+            example = read.example
+            if row.flaw or read.flaw:
+                yield read
+                continue
+            responses = example.rejected[-len(example.recorded) :]
+            ranked = list(zip(example.recorded, responses, strict=True))
+            pairs, _ = pairs_apart(ranked, self._pairs, self._gap)
+            with_pairs |= {row.place} if pairs else set()
+            for rank, (best, worst) in enumerate(pairs):
+                id = f"{number}/{rank}"
+                yield Entry(Example(id, example.subset, example.prompt, (best,), (worst,)), row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +200,7 @@ def _local(path: str, split: str | None) -> bool:
     """Return whether the data lie on this machine; raise DataError where they lie nowhere."""
     if not isinstance(path, str) or not path:
         raise ConfigError("data.path is empty: give a file, a folder, or a hub data set's name")
-    if Path(path).expanduser().exists():
+    if is_there(path):
         return True
     if not _HUB_NAME.fullmatch(path):
         local_path(path)

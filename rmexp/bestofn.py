@@ -4,16 +4,16 @@ The curves are exact: nothing is drawn, every choice of n responses is counted. 
 two functions that write and read `curve.csv`.
 """
 
-import csv
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rmexp import tables
 from rmexp.stats import Estimate
 
 FILE = "curve.csv"
@@ -107,29 +107,9 @@ def points(estimates: Sequence[Estimate]) -> list[Point]:
 
 def write(path: Path, points: Sequence[Point]) -> None:
     """Write the points as CSV."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, [field.name for field in fields(Point)])
-        table.writeheader()
-        table.writerows(asdict(point) for point in points)
+    tables.write_csv(path, [field.name for field in fields(Point)], map(astuple, points))
 
 
 def read(path: Path) -> list[Point]:
-    """Read what `write` wrote."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            Point(
-                row["measure"],
-                row["series"],
-                int(row["n"]),
-                _number(row["kl"]),
-                float(row["value"]),
-                _number(row["low"]),
-                _number(row["high"]),
-                int(row["count"]),
-            )
-            for row in csv.DictReader(file)
-        ]
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None
+    """Read what `write` wrote. Raises DataError for another table."""
+    return tables.read_csv(path, Point, "remove it, or run the job again")

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
+from rmexp import tables
 from rmexp.errors import ConfigError
 
 MODELS = Path(__file__).resolve().parent.parent / "conf" / "model"
@@ -81,7 +80,7 @@ def catalogue(folder: Path = MODELS, published: Path = PUBLISHED) -> list[Model]
 
     The size stands in a file's first line. Raises ConfigError where it does not.
     """
-    tables = {
+    published_scores = {
         benchmark: [(_read(published / source.file, source), source.mark) for source in sources]
         for benchmark, sources in SOURCES.items()
     }
@@ -96,7 +95,7 @@ def catalogue(folder: Path = MODELS, published: Path = PUBLISHED) -> list[Model]
         config = OmegaConf.create(text)
         name = str(config.name)
         scores = {}
-        for benchmark, sources in tables.items():
+        for benchmark, sources in published_scores.items():
             found = [
                 (table[_plain(name)], mark) for table, mark in sources if _plain(name) in table
             ]
@@ -109,20 +108,18 @@ def catalogue(folder: Path = MODELS, published: Path = PUBLISHED) -> list[Model]
     return models
 
 
-def table(models: list[Model]) -> Table:
-    """Return the models as a table; `legend` explains its marks."""
-    columns = ("model=", "name", "size", "reader", *SOURCES)
-    right = {"size", *SOURCES}
-    made = Table(box=SIMPLE, padding=0)
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+def show(models: list[Model]) -> None:
+    """Print the models as a table, and what its marks mean."""
+    rows = []
     for model in models:
         scores = [
             "{:.1f} {}".format(*model.scores[benchmark]) if benchmark in model.scores else "-"
             for benchmark in SOURCES
         ]
-        made.add_row(model.key, model.name, model.size, model.reader, *scores)
-    return made
+        rows.append((model.key, model.name, model.size, model.reader, *scores))
+    columns = ("model=", "name", "size", "reader", *SOURCES)
+    tables.show(columns, rows, right={"size", *SOURCES}, frame=SIMPLE)
+    print(*legend(), sep="\n")
 
 
 def legend() -> list[str]:
@@ -162,11 +159,7 @@ def _plain(name: str) -> str:
 
 def main() -> None:
     """Print the catalogue."""
-    models = table(catalogue())
-    console = Console()
-    console.width = max(console.width, Console(width=1000).measure(models).maximum)
-    console.print(models)
-    console.print(*legend(), sep="\n")
+    show(catalogue())
 
 
 if __name__ == "__main__":

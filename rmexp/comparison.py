@@ -1,20 +1,20 @@
 """Trained models beside the one that they started from: the table of a training or of a sweep."""
 
-import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from rmexp import tables
 from rmexp.metrics import Metric
 from rmexp.paired import differences
 from rmexp.schema import ScoredExample
 from rmexp.stats import intervals
 
 FILE, FIGURE = "comparison.csv", "comparison.png"
+
+_COLUMNS = ("metric (n)", "reward model", "value", "gain over the start", "p")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,32 +91,12 @@ def report(rows: Sequence[Row], folder: Path) -> str:
 
 def write(path: Path, rows: Iterable[Row]) -> None:
     """Write the rows as CSV; what is None becomes an empty cell."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow([field.name for field in fields(Row)])
-        table.writerows(astuple(row) for row in rows)
+    tables.write_csv(path, [field.name for field in fields(Row)], map(astuple, rows))
 
 
 def read(path: Path) -> list[Row]:
-    """Read what `write` wrote."""
-
-    def number(text: str) -> float | None:
-        return float(text) if text else None
-
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            Row(
-                row["rm"],
-                row["bench"],
-                row["metric"],
-                float(row["value"]),
-                number(row["low"]),
-                number(row["high"]),
-                int(row["n"]),
-                *(number(row[name]) for name in ("gain", "gain_low", "gain_high", "gain_p")),
-            )
-            for row in csv.DictReader(file)
-        ]
+    """Read what `write` wrote. Raises DataError for another table."""
+    return tables.read_csv(path, Row, "remove it, or run the job again")
 
 
 def gather(folders: Iterable[Path]) -> list[Row]:
@@ -131,24 +111,12 @@ def gather(folders: Iterable[Path]) -> list[Row]:
 
 def markdown(rows: Sequence[Row]) -> str:
     """Return the short table."""
-    lines = [
-        "| metric (n) | reward model | value | gain over the start | p |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [f"| {' | '.join(cells)} |" for cells in table(rows)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(tables.markdown(_COLUMNS, table(rows))) + "\n"
 
 
 def show(rows: Sequence[Row]) -> None:
     """Print the short table on the terminal."""
-    shown = Table(title="beside the model before training")
-    for column in ("metric (n)", "reward model", "value", "gain over the start", "p"):
-        shown.add_column(column, no_wrap=True)
-    for cells in table(rows):
-        shown.add_row(*cells)
-    console = Console()
-    console.width = max(console.width, 120)
-    console.print(shown)
+    tables.show(_COLUMNS, table(rows), "beside the model before training")
 
 
 def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:

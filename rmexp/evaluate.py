@@ -1,6 +1,5 @@
 """Evaluation: load a benchmark, score it, and leave every number, figure and score behind."""
 
-import csv
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from rmexp import bestofn
+from rmexp import bestofn, tables
 from rmexp.benchmarks import Benchmark
 from rmexp.judges.llm import ChatJudge
 from rmexp.judges.pairwise import PairwiseJudge
@@ -32,6 +29,7 @@ Evaluated = ModelReward | RecordedReward | ChatJudge | PairwiseJudge
 
 _SHOWN_LEVELS = 3  # a table shows `rmb/bon/helpfulness`, and leaves what is finer to the files
 _NAMED_ROWS = 5
+_COLUMNS = ("metric", "value", "95 % interval", "n")
 
 
 def evaluate(
@@ -187,12 +185,11 @@ def summarise(
 ) -> str:
     """Return the Markdown that the run's page shows."""
     lines = [
-        f"**{reward.name}** on **{benchmark.name}** ({reward.description})",
+        f"**{tables.plain(reward.name)}** on **{tables.plain(benchmark.name)}** "
+        f"({tables.plain(reward.description)})",
         "",
-        "| metric | value | 95 % interval | n |",
-        "|---|---|---|---|",
+        *tables.markdown(_COLUMNS, map(_row, _shown(estimates))),
     ]
-    lines += [f"| {' | '.join(_row(estimate))} |" for estimate in _shown(estimates)]
     counts = {name: f"{metrics[f'scoring/{name}']:,.0f}" for name in ("responses", "unique")}
     lines += [
         "",
@@ -203,7 +200,8 @@ def summarise(
         f"dropped {metrics['scoring/dropped']:,.0f}, not finite "
         f"{metrics['scoring/non_finite']:,.0f}, bad rows {metrics['data/bad_rows']:,.0f}.",
         "",
-        f"Data: {data.source}. Intervals: bootstrap over prompts. Lengths are in characters.",
+        f"Data: {tables.plain(data.source)}. Intervals: bootstrap over prompts. Lengths are in "
+        "characters.",
     ]
     if "scoring/answers" in metrics:
         kinds = ("answers", "unparsed", "cut_off", "prompt_tokens", "completion_tokens")
@@ -213,22 +211,17 @@ def summarise(
             f"{answers} answers of the judge, {unparsed} of them not parsed, {cut_off} cut off at "
             f"max_tokens; {tokens[0]} tokens of questions, {tokens[1]} of answers.",
         ]
-    lines += [f"- {note}" for note in data.notes]
+    lines += [f"- {tables.plain(note)}" for note in data.notes]
     return "\n".join(lines) + "\n"
 
 
 def show(reward: Evaluated, benchmark: Benchmark, estimates: Sequence[Estimate]) -> None:
     """Print the table of the summary on the terminal."""
-    table = Table(title=f"{reward.name} on {benchmark.name} ({reward.description})")
-    for column in ("metric", "value", "95 % interval", "n"):
-        table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
+    title = f"{reward.name} on {benchmark.name} ({reward.description})"
     shown = _shown(estimates)
-    for estimate, after in zip(shown, [*shown[1:], None], strict=True):
-        last = after is not None and _is_style(after) > _is_style(estimate)
-        table.add_row(*_row(estimate), end_section=last)
-    console = Console()
-    console.width = max(console.width, 100)
-    console.print(table)
+    styles = [at for at, estimate in enumerate(shown) if _is_style(estimate)]
+    rows = map(_row, shown)
+    tables.show(_COLUMNS, rows, title, right=_COLUMNS[1:], line_before=min(styles, default=None))
 
 
 def _shown(estimates: Sequence[Estimate]) -> list[Estimate]:
@@ -257,8 +250,5 @@ def _plain(estimate: Estimate) -> str:
 
 
 def _write_table(path: Path, estimates: Sequence[Estimate]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["metric", "value", "low", "high", "n", "missing"])
-        for e in estimates:
-            table.writerow([e.name, e.value, e.low, e.high, e.n, "; ".join(e.missing)])
+    rows = [(e.name, e.value, e.low, e.high, e.n, "; ".join(e.missing)) for e in estimates]
+    tables.write_csv(path, ("metric", "value", "low", "high", "n", "missing"), rows)

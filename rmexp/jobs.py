@@ -1,6 +1,5 @@
 """Jobs: the status that each leaves in its folder, and the table of a sweep's jobs."""
 
-import csv
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -8,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from rmexp import tables
 
 
 def write_status(out_dir: Path, status: Mapping[str, object]) -> Path:
@@ -84,29 +82,18 @@ _COLUMNS = ("job", "overrides", "status", "headline metric or error")
 
 def markdown(jobs: Sequence[Job]) -> str:
     """Return the jobs as a Markdown table for the parent run's page."""
-    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *job_rows(jobs)]
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+    return "\n".join(tables.markdown(_COLUMNS, job_rows(jobs))) + "\n"
 
 
 def write_table(path: Path, jobs: Sequence[Job]) -> None:
     """Write the jobs as CSV, with their runs."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow([*_COLUMNS, "run_id"])
-        table.writerows([*row, job.run_id] for row, job in zip(job_rows(jobs), jobs, strict=True))
+    rows = [(*row, job.run_id) for row, job in zip(job_rows(jobs), jobs, strict=True)]
+    tables.write_csv(path, (*_COLUMNS, "run_id"), rows)
 
 
 def show(jobs: Sequence[Job]) -> None:
     """Print the jobs as a table."""
-    table = Table(title="the sweep's jobs")
-    for column in _COLUMNS:
-        table.add_column(column, overflow="fold")
-    for row in job_rows(jobs):
-        table.add_row(*row)
-    console = Console()
-    console.width = max(console.width, 120)
-    console.print(table)
+    tables.show(_COLUMNS, job_rows(jobs), "the sweep's jobs")
 
 
 def headline(metrics: Mapping[str, float], name: str) -> str:

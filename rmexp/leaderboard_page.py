@@ -1,10 +1,10 @@
 """Boards as one self-contained HTML page, and as Markdown."""
 
-import re
 from collections.abc import Mapping
 from html import escape
 
 from rmexp.leaderboard import Board, Cell
+from rmexp.tables import plain
 
 _LEGEND = (
     "Small print: the 95 % interval and the number of examples n. Numbers of a column that rest on "
@@ -91,20 +91,20 @@ def to_html(title: str, about: str, boards: Mapping[str, Board]) -> str:
 
 def to_markdown(title: str, about: str, boards: Mapping[str, Board]) -> str:
     """Return the boards as Markdown tables, in the same order."""
-    lines = [f"# {_plain(title)}", "", _plain(about)]
+    lines = [f"# {plain(title)}", "", plain(about)]
     for name, board in boards.items():
         heads = [
-            _plain(column) + (f" ({_MIXED})" if board.mixed(at) else "")
+            plain(column) + (f" ({_MIXED})" if board.mixed(at) else "")
             for at, column in enumerate(board.columns)
         ]
         rows = [["RM", *heads], ["---", *["---:"] * len(heads)]]
         for line in board.lines:
-            rm = f"{_plain(line.rm)} ({_plain(line.reading)})" if line.reading else _plain(line.rm)
+            rm = f"{plain(line.rm)} ({plain(line.reading)})" if line.reading else plain(line.rm)
             rows.append([rm, *map(_text, line.cells)])
-        lines += ["", f"## {_plain(name)}", "", *(f"| {' | '.join(row)} |" for row in rows)]
+        lines += ["", f"## {plain(name)}", "", *(f"| {' | '.join(row)} |" for row in rows)]
         if board.notes:
-            lines += ["", *(f"{at}. {_plain(note)}" for at, note in enumerate(board.notes, 1))]
-    lines += [part for line in _LEGEND for part in ("", _plain(line))]
+            lines += ["", *(f"{at}. {plain(note)}" for at, note in enumerate(board.notes, 1))]
+    lines += [part for line in _LEGEND for part in ("", plain(line))]
     return "\n".join(lines) + "\n"
 
 
@@ -171,9 +171,3 @@ def _details(cell: Cell) -> list[str]:
     if measured.n is not None:
         parts.append(f"n {measured.n:,}")
     return parts
-
-
-def _plain(text: str) -> str:
-    """Escape what Markdown, or HTML within it, would read as more than text."""
-    text = re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", text)
-    return " ".join(text.split())

@@ -32,7 +32,7 @@ class ScoringProgress:
         self._bar: Progress | None = None
         if shown and console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TaskProgressColumn(),
                 TextColumn("{task.fields[responses]}/{task.fields[of]} responses"),

@@ -1,6 +1,5 @@
 """Two finished evaluations, example by example: which reward model is better, and how surely."""
 
-import csv
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -8,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table as Printed
 
+from rmexp import tables
 from rmexp.benchmarks import Benchmark
 from rmexp.errors import ConfigError, DataError
 from rmexp.metrics import metric_name, wins
@@ -106,7 +104,7 @@ def run_comparison(
     run.note(summary)
     show(names, found)
     verdict = _verdict(names, found[0])
-    print(f"{verdict}\n{_mcnemar_line(names, test)}")
+    print(tables.printable(verdict), tables.printable(_mcnemar_line(names, test)), sep="\n")
     return verdict
 
 
@@ -127,31 +125,23 @@ def summarise(
 ) -> str:
     """Return the Markdown that the run's page shows; `note` says which examples are left out."""
     lines = [
-        f"First: **{names[0]}**. Second: **{names[1]}**.",
+        f"First: **{tables.plain(names[0])}**. Second: **{tables.plain(names[1])}**.",
         "",
-        _verdict(names, found[0]),
+        tables.plain(_verdict(names, found[0])),
         "",
-        _mcnemar_line(names, test),
+        tables.plain(_mcnemar_line(names, test)),
         "",
-        f"| {' | '.join(_COLUMNS)} |",
-        "|" + "---|" * len(_COLUMNS),
+        *tables.markdown(_COLUMNS, map(_row, _shown(found))),
     ]
-    lines += [f"| {' | '.join(_row(each))} |" for each in _shown(found)]
     lines += ["", "Intervals and p: paired bootstrap over prompts, p two-sided."]
-    lines += ["", note] if note else []
+    lines += ["", tables.plain(note)] if note else []
     return "\n".join(lines) + "\n"
 
 
 def show(names: tuple[str, str], found: Sequence[Difference]) -> None:
     """Print the table of the summary on the terminal."""
-    table = Printed(title=f"{names[0]} minus {names[1]}")
-    for column in _COLUMNS:
-        table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
-    for each in _shown(found):
-        table.add_row(*_row(each))
-    console = Console()
-    console.width = max(console.width, 100)
-    console.print(table)
+    title = f"{names[0]} minus {names[1]}"
+    tables.show(_COLUMNS, map(_row, _shown(found)), title, right=_COLUMNS[1:])
 
 
 def _scored(
@@ -219,8 +209,6 @@ def _row(each: Difference) -> tuple[str, ...]:
 
 
 def _write(path: Path, found: Sequence[Difference]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["metric", "first", "second", "difference", "low", "high", "p", "n"])
-        for e in found:
-            table.writerow([_full_name(e), e.first, e.second, e.value, e.low, e.high, e.p, e.n])
+    columns = ("metric", "first", "second", "difference", "low", "high", "p", "n")
+    rows = [(_full_name(e), e.first, e.second, e.value, e.low, e.high, e.p, e.n) for e in found]
+    tables.write_csv(path, columns, rows)

@@ -22,6 +22,7 @@ from rmexp.correlation.report import (
 )
 from rmexp.correlation.tables import Table
 from rmexp.errors import DataError
+from rmexp.tables import printable
 from rmexp.tracking import RESULT_KEY, Run
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def run_correlation(
     run.log_metrics(metrics)
     run.note(summary)
     show(findings or between)
-    print("\n".join(say(findings or between)))
+    print(*map(printable, say(findings or between)), sep="\n")
     return metrics
 
 

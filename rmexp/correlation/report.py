@@ -1,15 +1,12 @@
 """What a correlation leaves behind: its metrics, its texts, tables and figures."""
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table as Printed
 
+from rmexp import tables
 from rmexp.correlation import figures as figures
 from rmexp.correlation.coefficients import COEFFICIENTS
 from rmexp.correlation.correlations import Correlation, Correlations, Difference, remarks
@@ -89,41 +86,35 @@ def summarise(
     """Return the Markdown that the run's page shows."""
     shown = findings or between
     title = shown[0].name
-    lines = [f"**{title}**", "", *say(shown), ""]
-    lines += _markdown(_COLUMNS, [_row(finding) for finding in shown if finding.found])
+    lines = [f"**{tables.plain(title)}**", "", *map(tables.plain, say(shown)), ""]
+    lines += tables.markdown(_COLUMNS, [_row(finding) for finding in shown if finding.found])
     if contrasts:
-        lines += ["", f"How much better does {contrasts[0].score} go with the policies than:", ""]
+        first = tables.plain(contrasts[0].score)
+        lines += ["", f"How much better does {first} go with the policies than:", ""]
         rows = [
             (one.other, one.policy, f"{one.rms}", *(_interval(one.found[c]) for c in COEFFICIENTS))
             for one in contrasts
         ]
-        lines += _markdown(("score", "policy", "n", "Pearson", "Spearman", "Kendall"), rows)
+        lines += tables.markdown(("score", "policy", "n", "Pearson", "Spearman", "Kendall"), rows)
     if findings and between:
         lines += ["", "Agreement of the scores with each other:", ""]
-        lines += _markdown(_COLUMNS, [_row(finding) for finding in between if finding.found])
+        lines += tables.markdown(_COLUMNS, [_row(finding) for finding in between if finding.found])
     lines += [
         "",
-        f"Scores: {scores.source}. Policies: {policies.source if policies else 'none'}. "
+        f"Scores: {tables.plain(scores.source)}. "
+        f"Policies: {tables.plain(policies.source) if policies else 'none'}. "
         "Intervals: 95 %, bootstrap over whole reward models; p: two-sided, by permuting them.",
     ]
     left_out = [f"{finding.name}: {finding.reason}" for finding in shown if finding.reason]
-    lines += [f"- left out: {line}" for line in left_out]
-    lines += [f"- {line}" for line in missing]
+    lines += [f"- left out: {tables.plain(line)}" for line in left_out]
+    lines += [f"- {tables.plain(line)}" for line in missing]
     return "\n".join(lines) + "\n"
 
 
 def show(findings: Sequence[Finding]) -> None:
     """Print the table of the summary on the terminal."""
-    printed = Printed(title=findings[0].name)
-    for column in _COLUMNS:
-        side: Literal["left", "right"] = "left" if column in _COLUMNS[:3] else "right"
-        printed.add_column(column, justify=side, no_wrap=True)
-    for finding in findings:
-        if finding.found is not None:
-            printed.add_row(*_row(finding))
-    console = Console()
-    console.width = max(console.width, Console(width=1000).measure(printed).maximum)
-    console.print(printed)
+    rows = [_row(finding) for finding in findings if finding.found is not None]
+    tables.show(_COLUMNS, rows, findings[0].name, right=_COLUMNS[3:])
 
 
 def say(findings: Sequence[Finding]) -> list[str]:
@@ -172,13 +163,6 @@ def _interval(each: Correlation | Difference) -> str:
     return f"{each.value:.2f} ({each.low:.2f} to {each.high:.2f})"
 
 
-def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return [
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
-    ]
-
-
 def write_tables(
     out_dir: Path,
     findings: Sequence[Finding],
@@ -189,7 +173,7 @@ def write_tables(
     for name, part in (("correlations", findings), ("agreement", between)):
         if part:
             rows = [row for finding in part for row in _long(finding)]
-            _write(out_dir / f"{name}.csv", _LONG, rows)
+            tables.write_csv(out_dir / f"{name}.csv", _LONG, rows)
     if findings:
         pairs = [finding.pair for finding in findings if finding.pair.group == ALL]
         columns = ("score", "policy", "rm", "part", "x", "y")
@@ -199,7 +183,7 @@ def write_tables(
             for at, rm in enumerate(pair.points.rms)
             for to, part in enumerate(pair.columns)
         ]
-        _write(out_dir / "points.csv", columns, points)
+        tables.write_csv(out_dir / "points.csv", columns, points)
     if contrasts:
         names = ("score", "minus", "policy", "coefficient", "difference", "low", "high", "n")
         apart = [
@@ -207,7 +191,7 @@ def write_tables(
             for one in contrasts
             for name, each in one.found.items()
         ]
-        _write(out_dir / "differences.csv", names, apart)
+        tables.write_csv(out_dir / "differences.csv", names, apart)
 
 
 _LONG = (
@@ -231,13 +215,6 @@ def _long(finding: Finding) -> list[tuple[object, ...]]:
         numbers = (each.value, each.low, each.high, each.p, found.n, found.rms)
         rows.append((*names, name, *numbers, *ends, ""))
     return rows
-
-
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        written = csv.writer(file)
-        written.writerow(columns)
-        written.writerows(rows)
 
 
 def draw(

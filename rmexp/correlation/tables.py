@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from rmexp.errors import ConfigError, DataError
+from rmexp.tables import unmarked
 
 _PUBLISHED = Path(__file__).resolve().parent.parent / "published"
 _CITATION = re.compile(r" \([^()]*, \d{4}[a-z]?\)$")
@@ -172,7 +173,7 @@ def _lines(file: Path, wanted: Iterable[str]) -> list[tuple[str, dict[str, str]]
 def _text(cell: str, place: str) -> str:
     if not cell.strip():
         raise DataError(f"{place} has an empty cell where a name belongs: fill it in")
-    return cell.strip()
+    return unmarked(cell.strip())
 
 
 def _number(cell: str, place: str) -> float:

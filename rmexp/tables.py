@@ -1,0 +1,128 @@
+"""Tables: the one place that writes them to the terminal, as Markdown and as CSV.
+
+What is written is text, whoever chose it: a name such as `[/b]`, `**x**` or `=1+1` is no markup, no
+Markdown and no formula.
+"""
+
+import csv
+import re
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar, get_type_hints
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rmexp.errors import DataError
+
+_NAME_WIDTH = 50  # what a column of names keeps on any terminal; longer names are folded
+# What a spreadsheet takes for a formula, whatever number of marks is put before it.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_Row = TypeVar("_Row")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    r"""Return a text for the terminal, without what would move its cursor or change its colours.
+
+    >>> printable("a\x1b[2Jb\n")
+    'a\\x1b[2Jb '
+    """
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], re.sub(r"\s*\n\s*", " ", text))
+
+
+def show(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    title: str | None = None,
+    right: Collection[str] = (),
+    line_before: int | None = None,
+    frame: box.Box = box.HEAVY_HEAD,
+) -> None:
+    """Print a table. A number is never cut; where there is no room, long names are folded.
+
+    `right` are the columns of numbers; `line_before` is a row that a line sets apart.
+    """
+    lines = [[printable(cell) for cell in row] for row in rows]
+    table = Table(title=None if title is None else Text(printable(title)), box=frame)
+    width = 3 * len(columns) + 1
+    for at, column in enumerate(columns):
+        numbers = column in right
+        wide = max(map(cell_len, [column, *(line[at] for line in lines)]))
+        width += wide if numbers else min(wide, _NAME_WIDTH)
+        side: Literal["left", "right"] = "right" if numbers else "left"
+        table.add_column(Text(column), justify=side, no_wrap=numbers, overflow="fold")
+    for at, line in enumerate(lines):
+        table.add_row(*map(Text, line), end_section=at + 1 == line_before)
+    console = Console()
+    console.width = max(console.width, width)
+    console.print(table)
+
+
+def plain(text: str) -> str:
+    r"""Return a text in one line of Markdown, without what Markdown or HTML would make of it.
+
+    >>> plain("a_b *c* <d> | [e](f)")
+    'a_b \\*c\\* \\<d\\> \\| \\[e\\](f)'
+    """
+    line = " ".join(text.split())
+    line = re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", line)
+    return re.sub(r"^(\d*|#*)([#+.)-])(?= )", r"\1\\\2", line)  # a list, a heading
+
+
+def markdown(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = ()
+) -> list[str]:
+    """Return the lines of a Markdown table; `right` are the columns of numbers."""
+    rule = ["---:" if column in right else "---" for column in columns]
+    lines = [rule if row is rule else map(plain, row) for row in (columns, rule, *rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file that `read_csv` reads. A text that would be a formula gets a mark before it.
+
+    What is None becomes an empty cell.
+    """
+    with path.open("w", encoding="utf-8", newline="") as file:
+        written = csv.writer(file)
+        written.writerow(columns)
+        written.writerows([_marked(cell) for cell in row] for row in rows)
+
+
+def read_csv(path: Path, kind: type[_Row], mend: str) -> list[_Row]:
+    """Return the rows of a CSV file as `write_csv` wrote them, of a dataclass with its columns.
+
+    Raises DataError that ends in `mend`, what to do about it.
+    """
+    hints = get_type_hints(kind)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows = list(reader)
+            there = list(reader.fieldnames or ())
+        if there != list(hints):
+            raise ValueError(f"its columns are not {', '.join(hints)}")
+        return [kind(**{name: _value(row[name], hints[name]) for name in row}) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise DataError(f"cannot read {path} ({error}): {mend}") from error
+
+
+def unmarked(cell: str) -> str:
+    """Return a cell's text as it was before `write_csv` put a mark before it."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _value(cell: str, hint: object) -> object:
+    if hint is str:
+        return unmarked(cell)
+    if hint is int:
+        return int(cell)
+    return float(cell) if cell or hint is float else None
+
+
+def _marked(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell

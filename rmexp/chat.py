@@ -1,11 +1,14 @@
 """Conversations to token ids: the only place that knows templates, BOS and truncation."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from rmexp.errors import ConfigError, DataError
+from rmexp.rendering import DATE, Refusal, Renderer, RenderError
 from rmexp.schema import Message
 
 if TYPE_CHECKING:
@@ -16,28 +19,36 @@ OnOverlength = Literal["left_truncate", "drop", "error"]
 # Stands for a response while its place in the template is looked for; nothing strips or merges it.
 _PROBE = "RMEXPRESPONSE"
 _CHUNK = 1024  # texts handed to the tokenizer at once
+# Today, for a template that asks: Llama 3.1's and 3.2's own where there is no clock.
+TODAY = "26 Jul 2024"
+_renderer = Renderer()
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """The token ids of a conversation; `ids[start:end]` is the response with its end-of-turn token.
 
-    `truncated` says that tokens were cut off on the left.
+    `truncated` says that tokens were cut off on the left. Where the template changes the prompt for
+    this response, its place is not known: `placed` is False, and `start` and `end` are the end.
     """
 
     ids: tuple[int, ...]
     start: int
     end: int
     truncated: bool = False
+    placed: bool = True
 
 
 class Chat:
     """Render conversations with a model's template and tokenize them as they come.
 
     The text is `apply_chat_template(messages + [assistant's response], tokenize=False)`, tokenized
-    without adding special tokens, since the template writes its own BOS.
+    without adding special tokens, since the template writes its own BOS. `chat_template` is
+    another template than the tokenizer's, or the name of one where it has several. `date` is the
+    day that a template takes for today.
 
-    Raises ConfigError where the tokenizer has no chat template: there is no fallback.
+    Raises ConfigError where the tokenizer has no chat template, or several and no default: there
+    is no fallback.
     """
 
     def __init__(
@@ -45,12 +56,8 @@ class Chat:
         tokenizer: "PreTrainedTokenizerBase",
         max_length: int,
         chat_template: str | None = None,
+        date: str = TODAY,
     ) -> None:
-        if chat_template is None and tokenizer.chat_template is None:
-            raise ConfigError(
-                f"the tokenizer of {tokenizer.name_or_path} has no chat template: give the one "
-                "that the model was trained with as model.chat_template (a file or its text)"
-            )
         if not tokenizer.is_fast:
             raise ConfigError(
                 f"the tokenizer of {tokenizer.name_or_path} does not tell where its tokens lie in "
@@ -58,7 +65,8 @@ class Chat:
             )
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.template = chat_template
+        self.template = _template(tokenizer, chat_template)
+        self.date = _date(date)
         special = {
             token for token, added in tokenizer.added_tokens_decoder.items() if added.special
         }
@@ -74,7 +82,7 @@ class Chat:
 
         Left truncation keeps a BOS (or CLS) and the last tokens. Raises DataError for a
         conversation that the template refuses, and for one that is too long under
-        `on_overlength="error"`.
+        `on_overlength="error"`, ConfigError for a template that fails.
         """
         encoded: list[Encoded | None] = []
         pending = iter(conversations)
@@ -87,54 +95,98 @@ class Chat:
                 texts, spans, tokens["input_ids"], tokens["offset_mapping"], strict=True
             ):
                 self._check_bos(ids, text)
-                start, end = self._response(ids, offsets, *span)
-                encoded.append(self._fit(Encoded(tuple(ids), start, end), text, on_overlength))
+                if span is None:
+                    whole = Encoded(tuple(ids), len(ids), len(ids), placed=False)
+                else:
+                    whole = Encoded(tuple(ids), *self._response(ids, offsets, *span))
+                encoded.append(self._fit(whole, text, on_overlength))
         return encoded
+
+    def encode_prompt(self, prompt: Sequence[Message]) -> list[int]:
+        """Return the token ids of a prompt and of what begins the assistant's answer."""
+        (text,) = self._texts([prompt], add_generation_prompt=True)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    @property
+    def dated(self) -> str | None:
+        """Return the date if the template asks for it."""
+        asks = "strftime_now" in self.template or "date_string" in self.template
+        return self.date if asks else None
+
+    def identity(self) -> dict[str, object]:
+        """Return what determines the texts, besides the conversations."""
+        template = hashlib.sha256(self.template.encode()).hexdigest()
+        return {"template": template, **({"date": self.dated} if self.dated else {})}
 
     def _render(
         self, conversations: Sequence[tuple[tuple[Message, ...], str]]
-    ) -> Iterator[tuple[str, tuple[int, int]]]:
+    ) -> Iterator[tuple[str, tuple[int, int] | None]]:
         """Yield each conversation's text and the response's place in it, in characters.
 
         What surrounds a response is found by rendering the same prompt with a probe. So it does not
         matter whether the template knows a generation prompt, strips responses or adds a preamble.
+        The place is None where the response changes what surrounds it.
         """
+        prompts = list(dict.fromkeys(prompt for prompt, _ in conversations))
+        asked = [(prompt, _PROBE) for prompt in prompts]
+        texts = self._texts(
+            [
+                (*prompt, Message("assistant", response))
+                for prompt, response in [*asked, *conversations]
+            ]
+        )
         frames: dict[tuple[Message, ...], tuple[str, str]] = {}
-        for prompt, response in conversations:
-            if prompt not in frames:
-                header, probe, footer = self._text(prompt, _PROBE).rpartition(_PROBE)
-                if not probe:
-                    raise ConfigError(
-                        f"the chat template of {self.tokenizer.name_or_path} leaves the response "
-                        "out: give another one as model.chat_template"
-                    )
-                frames[prompt] = header, footer
-            header, footer = frames[prompt]
-            text = self._text(prompt, response)
-            if not (text.startswith(header) and text.endswith(footer)):
-                raise DataError(
-                    f"the chat template of {self.tokenizer.name_or_path} changes the prompt for "
-                    f"the response {response[:60]!r}: leave that row out, or give another one as "
-                    "model.chat_template"
+        for prompt, text in zip(prompts, texts, strict=False):
+            header, probe, footer = text.rpartition(_PROBE)
+            if not probe:
+                raise ConfigError(
+                    f"the chat template of {self.tokenizer.name_or_path} leaves the response "
+                    "out: give another one as model.chat_template"
                 )
-            yield text, (len(header), max(len(header), len(text) - len(footer)))
+            frames[prompt] = header, footer
+        for (prompt, _), text in zip(conversations, texts[len(prompts) :], strict=True):
+            header, footer = frames[prompt]
+            if text.startswith(header) and text.endswith(footer):
+                yield text, (len(header), max(len(header), len(text) - len(footer)))
+            else:
+                yield text, None
 
-    def _text(self, prompt: tuple[Message, ...], response: str) -> str:
-        from jinja2 import TemplateError
+    def _texts(
+        self, conversations: Sequence[Sequence[Message]], add_generation_prompt: bool = False
+    ) -> list[str]:
+        """Return each conversation's text.
 
-        messages = [{"role": turn.role, "content": turn.content} for turn in prompt]
-        messages.append({"role": "assistant", "content": response})
+        Raises DataError for one that the template refuses, ConfigError for a template that fails.
+        """
+        variables = {
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            "date_string": self.date,
+            **self.tokenizer.special_tokens_map,
+        }
+        turns = [
+            [{"role": turn.role, "content": turn.content} for turn in conversation]
+            for conversation in conversations
+        ]
+        name = f"the chat template of {self.tokenizer.name_or_path}"
         try:
-            text: Any = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, chat_template=self.template
-            )
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise DataError(
-                f"the chat template of {self.tokenizer.name_or_path} refuses a conversation of the "
-                f"turns {roles} ({error}): give another one as model.chat_template"
+            texts = _renderer.render(self.template, turns, variables, self.date)
+        except RenderError as error:
+            raise ConfigError(
+                f"{name} cannot be rendered ({error}): give another one as model.chat_template"
             ) from error
-        return str(text)
+        rendered = []
+        for text, conversation in zip(texts, conversations, strict=True):
+            if isinstance(text, Refusal):
+                roles = ", ".join(turn.role for turn in conversation)
+                raise DataError(
+                    f"{name} refuses a conversation of the turns {roles} ({text.reason}): give "
+                    "another one as model.chat_template"
+                )
+            rendered.append(text)
+        return rendered
 
     def _check_bos(self, ids: Sequence[int], text: str) -> None:
         bos = self.tokenizer.bos_token_id
@@ -175,9 +227,51 @@ class Chat:
             )
         kept = encoded.ids[:1] if encoded.ids[0] in self._first else ()
         ids = kept + encoded.ids[excess + len(kept) :]
-        return Encoded(
-            ids, max(encoded.start - excess, len(kept)), max(encoded.end - excess, 0), True
+        start, end = max(encoded.start - excess, len(kept)), max(encoded.end - excess, 0)
+        return Encoded(ids, start, end, truncated=True, placed=encoded.placed)
+
+
+def unplaced(id: str, response: str) -> str:
+    """Return what to say of an example whose log-probability cannot be read."""
+    return f"{id}: the chat template changes the prompt for the response {response[:60]!r}"
+
+
+def refuse_unplaced(bad_rows: Sequence[str], group: str) -> None:
+    """Raise DataError if there are such examples; see `unplaced`."""
+    if bad_rows:
+        raise DataError(
+            f"{len(bad_rows)} bad rows have no log-probability ({bad_rows[0]}): leave them out "
+            f"with {group}.on_bad_row=skip, or give another template as model.chat_template"
         )
+
+
+def _template(tokenizer: "PreTrainedTokenizerBase", chosen: str | None) -> str:
+    """Return the template's text: the chosen one, or the tokenizer's."""
+    own: object = tokenizer.chat_template
+    if isinstance(own, dict):
+        if (chosen or "default") in own:
+            return str(own[chosen or "default"])
+        if chosen is None:
+            raise ConfigError(
+                f"the tokenizer of {tokenizer.name_or_path} has several chat templates and no "
+                f"default: choose one, model.chat_template=NAME, of {', '.join(map(str, own))}"
+            )
+    if chosen is not None:
+        return chosen
+    if not isinstance(own, str):
+        raise ConfigError(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template: give the one "
+            "that the model was trained with as model.chat_template (a file or its text)"
+        )
+    return own
+
+
+def _date(date: object) -> str:
+    """Return the date as templates write it."""
+    try:
+        return datetime.strptime(str(date), DATE).strftime(DATE)
+    except ValueError as error:
+        raise ConfigError(f"model.date={date}: write it as {TODAY}") from error
 
 
 def check_on_overlength(value: str) -> OnOverlength:

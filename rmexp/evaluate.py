@@ -53,9 +53,7 @@ def evaluate(
     for note in data.notes:
         log.warning("%s", note)
     if data.bad_rows:
-        more = "; ..." if len(data.bad_rows) > _NAMED_ROWS else ""
-        named = "; ".join(data.bad_rows[:_NAMED_ROWS]) + more
-        log.warning("%d bad rows: %s", len(data.bad_rows), named)
+        _warn_of_bad_rows(data.bad_rows)
     run.log_dataset(benchmark.name, digest, data.source, {"num_rows": len(data.examples)})
     tags = {"rmexp.data": digest, "rmexp.reward": reward.description}
     if isinstance(reward, ChatJudge | PairwiseJudge):
@@ -64,6 +62,8 @@ def evaluate(
         tags["rmexp.recorded"] = reward.fingerprint()
     else:
         cache = settings.store_dir
+        if reward.chat.dated:
+            tags["rmexp.date"] = reward.chat.dated
         tags["rmexp.weights"] = reward.columns[0].checkpoint.fingerprint(cache)
         if len(reward.columns) > 1:
             tags["rmexp.reference"] = reward.columns[1].checkpoint.fingerprint(cache)
@@ -74,7 +74,10 @@ def evaluate(
     if isinstance(reward, ChatJudge | PairwiseJudge):
         scoring = judge_examples(reward, data, settings)
     else:
-        scoring = score(reward, data.examples, settings)
+        scoring = score(reward, data.examples, settings, data.skips)
+        if scoring.bad_rows:
+            _warn_of_bad_rows(scoring.bad_rows)
+            data = replace(data, bad_rows=(*data.bad_rows, *scoring.bad_rows))
     scored = scoring.scored
     measured = [*benchmark.metrics(scored), *length_metrics(scored)]
     if isinstance(scoring, Judging):
@@ -170,8 +173,8 @@ def write_scores(path: Path, scored: Sequence[ScoredExample]) -> None:
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
-    """Write JSON objects, one a line."""
-    with path.open("w", encoding="utf-8") as file:
+    """Write JSON objects, one a line; half a surrogate pair, which is no text, as its escape."""
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for line in lines:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -239,6 +242,11 @@ def _row(estimate: Estimate) -> tuple[str, str, str, str]:
 def _undefined_note(name: str, ids: Sequence[str]) -> str:
     more = ", ..." if len(ids) > _NAMED_ROWS else ""
     return f"{name} is undefined for {len(ids)} examples: {', '.join(ids[:_NAMED_ROWS])}{more}"
+
+
+def _warn_of_bad_rows(rows: Sequence[str]) -> None:
+    more = "; ..." if len(rows) > _NAMED_ROWS else ""
+    log.warning("%d bad rows: %s", len(rows), "; ".join(rows[:_NAMED_ROWS]) + more)
 
 
 def _is_style(estimate: Estimate) -> bool:

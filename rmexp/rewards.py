@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rmexp.chat import Chat, Encoded
+from rmexp.chat import TODAY, Chat, Encoded
 from rmexp.checkpoints import Checkpoint, find_checkpoint
 from rmexp.errors import ConfigError
 
@@ -151,6 +151,7 @@ def open_reward(
     max_length: int | None = None,
     attention: str | None = None,
     chat_template: str | None = None,
+    date: str = TODAY,
     trust_remote_code: bool = False,
     device: str = "auto",
     device_map: str | None = None,
@@ -161,7 +162,8 @@ def open_reward(
     sequence classifier, or a head that an adapter knows, is scalar and a causal language model
     implicit without reference. `device_map` "auto" spreads the weights over all GPUs.
     `reference` has `path` and, from the hub, `revision`; null takes the one in `rmexp.json`, and
-    `{path: null}` leaves it out. Raises ConfigError for whatever cannot work.
+    `{path: null}` leaves it out. `date` is what a chat template takes for today. Raises ConfigError
+    for whatever cannot work.
     """
     if reader not in ("auto", "scalar", "implicit"):
         raise ConfigError(f"model.reader={reader}: use auto, scalar or implicit")
@@ -180,7 +182,7 @@ def open_reward(
     reader = _reader(checkpoint, trained) if reader == "auto" else reader
     tokenizer = _tokenizer(checkpoint)
     length = max_length or _max_length(checkpoint, tokenizer)
-    chat = Chat(tokenizer, length, _template(chat_template))
+    chat = Chat(tokenizer, length, _template(chat_template, tokenizer), date)
     name = name or checkpoint.name
 
     def column(source: Checkpoint, reads: Literal["score", "logps"]) -> Column:
@@ -262,9 +264,10 @@ def _max_length(checkpoint: Checkpoint, tokenizer: Any) -> int:
     return min(limits)
 
 
-def _template(chat_template: str | None) -> str | None:
-    """Return a template's text, from a file where the setting names one."""
-    if chat_template is None or "{" in chat_template:
+def _template(chat_template: str | None, tokenizer: Any) -> str | None:
+    """Return a template's text or its name in the tokenizer, or what the file it names holds."""
+    several = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    if chat_template is None or "{" in chat_template or chat_template in several:
         return chat_template
     try:
         return Path(chat_template).expanduser().read_text(encoding="utf-8")

@@ -108,6 +108,7 @@ class Dataset:
     `bad_rows` names each row with an empty turn, an empty answer or an identical pair, and says
     which; `notes` are lines for the log, such as files that are missing from a part. `rated` names
     the subsets whose metrics read the rewards themselves, not only which of two is higher.
+    `skips` says that bad rows are left out, those too that show only when they are tokenized.
     """
 
     examples: tuple[Example, ...]
@@ -115,3 +116,4 @@ class Dataset:
     bad_rows: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     rated: frozenset[str] = frozenset()
+    skips: bool = False

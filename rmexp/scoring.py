@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rmexp.chat import Encoded, OnOverlength
+from rmexp.chat import Encoded, OnOverlength, refuse_unplaced, unplaced
 from rmexp.computing import Request, Work, compute, load
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.recorded import RecordedReward
@@ -61,12 +61,14 @@ class Scoring:
     `tokens_run` are those that the model ran, what responses share counting once; `tokens_padded`
     are these with padding.
 
-    Examples with a response that was dropped as too long are not in `scored`.
+    Examples with a response that was dropped as too long are not in `scored`, nor are those whose
+    place in the template is not known where log-probabilities are read: `bad_rows` names them.
     """
 
     scored: list[ScoredExample]
     counts: dict[str, float]
     first_example: str | None = None
+    bad_rows: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -82,11 +84,16 @@ class _Seen:
 
 
 def score(
-    reward: ModelReward | RecordedReward, examples: Sequence[Example], settings: Settings
+    reward: ModelReward | RecordedReward,
+    examples: Sequence[Example],
+    settings: Settings,
+    skips: bool = False,
 ) -> Scoring:
     """Give every response of the examples its reward.
 
-    Raises ScoreError for more non-finite rewards than allowed, or if no example is left.
+    `skips` leaves out examples with a response whose log-probability cannot be read. Raises
+    DataError for such ones otherwise, ScoreError for more non-finite rewards than allowed, or if no
+    example is left.
     """
     unique = dict.fromkeys((e.prompt, response) for e in examples for response in e.responses)
     counts: dict[str, float] = {
@@ -94,6 +101,7 @@ def score(
         "unique": len(unique),
     }
     seen = _Seen()
+    bad_rows: tuple[str, ...] = ()
     if isinstance(reward, RecordedReward):
         scored, ignored = reward.lookup(examples)
         counts["recorded_ignored"] = ignored
@@ -101,6 +109,10 @@ def score(
             log.info("%s: %d rows belong to no selected example", reward.path, ignored)
     else:
         encoded = _encode_and_load(reward, list(unique), settings, seen)
+        if any(column.reads == "logps" for column in reward.columns):
+            encoded, bad_rows = _placed(encoded, examples)
+            if not skips:
+                refuse_unplaced(bad_rows, "bench")
         rows, pad = list(encoded.values()), reward.chat.tokenizer.pad_token_id
         columns = [_column(column, rows, settings, pad, seen) for column in reward.columns]
         rewards = dict(zip(encoded, reward.rewards(columns, rows).tolist(), strict=True))
@@ -114,7 +126,10 @@ def score(
             if all((example.prompt, text) in rewards for text in example.responses)
         ]
     if not scored:
-        raise ScoreError("no example is left to score: raise model.max_length")
+        raise ScoreError(
+            "no example is left to score: raise model.max_length"
+            + (f"; {len(bad_rows)} are bad rows ({bad_rows[0]})" if bad_rows else "")
+        )
     counts |= {
         "cached": seen.cached,
         "tokens": seen.work.tokens,
@@ -132,7 +147,24 @@ def score(
     }
     if not math.isnan(seen.work.max_delta):
         counts["self_check_max_delta"] = seen.work.max_delta
-    return Scoring(scored, counts, seen.first_example)
+    return Scoring(scored, counts, seen.first_example, bad_rows)
+
+
+def _placed(
+    encoded: Mapping[Conversation, Encoded], examples: Sequence[Example]
+) -> tuple[dict[Conversation, Encoded], tuple[str, ...]]:
+    """Return the responses whose place is known, and a line for each example with another one."""
+    placed = {conversation: row for conversation, row in encoded.items() if row.placed}
+    lines = []
+    for example in examples:
+        others = (
+            text
+            for text in example.responses
+            if (row := encoded.get((example.prompt, text))) is not None and not row.placed
+        )
+        if (text := next(others, None)) is not None:
+            lines.append(unplaced(example.id, text))
+    return placed, tuple(lines)
 
 
 def _encode_and_load(
@@ -229,8 +261,10 @@ def _check_finite(scored: Sequence[ScoredExample], limit: int) -> int:
 def _as_seen(reward: ModelReward, row: Encoded) -> str:
     decode = reward.chat.tokenizer.decode
     ids = list(row.ids)
+    cut = ", cut on the left" if row.truncated else ""
+    if not row.placed:
+        return f"{len(ids)} tokens, the response among them{cut}\n--- all\n{decode(ids)}\n"
     return (
-        f"{len(row.ids)} tokens, the response being tokens {row.start} to {row.end}"
-        f"{', cut on the left' if row.truncated else ''}\n"
+        f"{len(ids)} tokens, the response being tokens {row.start} to {row.end}{cut}\n"
         f"--- all\n{decode(ids)}\n--- response\n{decode(ids[row.start : row.end])}\n"
     )

@@ -120,11 +120,58 @@ def test_a_template_without_the_response_is_refused(tokenizer: Any) -> None:
         encode(tokenizer, "Yes", "{{ messages[0]['content'] }}")
 
 
-def test_a_template_that_changes_the_prompt_is_refused(tokenizer: Any) -> None:
-    """A frame that depends on the response would give chosen and rejected different prompts."""
+def test_a_response_that_changes_the_prompt_has_no_place(tokenizer: Any) -> None:
+    """Its tokens are there, for a head; a response of the probe's length changes nothing."""
     changing = "{{ messages[-1]['content'] | length }}" + PLAIN
-    with pytest.raises(DataError, match="changes the prompt"):
-        encode(tokenizer, "Yes", changing)
+    moved = encode(tokenizer, "Yes", changing)
+    assert not moved.placed
+    assert moved.start == moved.end == len(moved.ids)
+    assert tokenizer.decode(moved.ids) == "3user: Is 7 prime?\nassistant: Yes\n"
+    assert encode(tokenizer, "A" * 13, changing).placed
+    cut = encode(tokenizer, "Yes", changing, length=4)
+    assert (len(cut.ids), cut.truncated, cut.placed) == (4, True, False)
+
+
+def test_today_is_a_setting(tokenizer: Any) -> None:
+    """Llama 3.1 asks for a variable, Llama 3.2 for the clock: neither looks at the calendar."""
+    for asks in ("{{ date_string }}", "{{ strftime_now('%d %b %Y') }}"):
+        chat = Chat(tokenizer, 100, asks + PLAIN)
+        (row,) = chat.encode([(PROMPT, "Yes")])
+        assert row is not None
+        assert tokenizer.decode(row.ids).startswith("26 Jul 2024user")
+        other = Chat(tokenizer, 100, asks + PLAIN, date="5 Aug 2025")
+        (row,) = other.encode([(PROMPT, "Yes")])
+        assert row is not None
+        assert tokenizer.decode(row.ids).startswith("05 Aug 2025user")
+        assert (chat.dated, other.dated) == ("26 Jul 2024", "05 Aug 2025")
+        assert chat.identity() != other.identity()
+    plain = [Chat(tokenizer, 100, PLAIN, date) for date in ("26 Jul 2024", "5 Aug 2025")]
+    assert plain[0].identity() == plain[1].identity()
+    assert plain[0].dated is None
+    with pytest.raises(ConfigError, match=r"model\.date=2024-07-26: write it as 26 Jul 2024"):
+        Chat(tokenizer, 100, PLAIN, "2024-07-26")
+
+
+def test_one_of_several_templates_is_chosen_by_name(smollm2: Path) -> None:
+    several = AutoTokenizer.from_pretrained(smollm2)
+    several.chat_template = {"rag": "rag " + PLAIN, "tool_use": "tools " + PLAIN}
+    with pytest.raises(ConfigError, match=r"no default: choose one, .*NAME, of rag, tool_use$"):
+        Chat(several, 100)
+    assert Chat(several, 100, "rag").template == "rag " + PLAIN
+    several.chat_template["default"] = PLAIN
+    assert Chat(several, 100).template == PLAIN
+
+
+def test_a_template_that_fails_is_named(tokenizer: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r"template of .* cannot be rendered \(TypeError: .*\): give another one"
+    ):
+        encode(tokenizer, "Yes", "{{ messages + 1 }}")
+
+
+def test_a_prompt_ends_with_what_begins_the_answer(tokenizer: Any) -> None:
+    ids = Chat(tokenizer, 100).encode_prompt(PROMPT)
+    assert tokenizer.decode(ids).endswith("Is 7 prime?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_order_is_kept_over_many_chunks(tokenizer: Any) -> None:

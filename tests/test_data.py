@@ -1,12 +1,13 @@
 """Pairs to train on: where they are from, how they are split, encoded and put into batches."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from scored_rows import write_lines
-from tiny import tiny_tokenizer
+from tiny import THINKING, tiny_tokenizer
 
 from rmexp import toy
 from rmexp.chat import Chat, Encoded
@@ -270,3 +271,19 @@ def test_padding_pairs_do_not_count() -> None:
     assert batch.real.tolist() == [0.0]
     assert batch.weights.tolist() == [0.0]
     assert torch.equal(batch.ids[0], torch.tensor([5, 6, 7]))
+
+
+def test_a_pair_without_a_place_is_a_bad_row_where_the_objective_needs_it() -> None:
+    chat = Chat(tiny_tokenizer(), 500, THINKING)
+    plain, moved = examples(2, each=1)
+    moved = replace(moved, rejected=("hm</think>no",))
+    both = [plain, moved]
+    assert [pair.id for pair in encode_pairs(chat, both, "error").pairs] == ["0/0", "1/0"]
+    left = encode_pairs(chat, both, "error", needs_place=True, skips=True)
+    assert ([pair.id for pair in left.pairs], left.dropped) == (["0/0"], 0)
+    line = "1/0: the chat template changes the prompt for the response 'hm</think>no'"
+    assert left.bad_rows == (line,)
+    with pytest.raises(DataError, match=r"1 bad rows have no .*data\.on_bad_row=skip"):
+        encode_pairs(chat, both, "error", needs_place=True)
+    with pytest.raises(DataError, match="no pair is left: 1 are bad rows"):
+        encode_pairs(chat, [moved], "error", needs_place=True, skips=True)

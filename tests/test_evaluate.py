@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 from scored_rows import write_json, write_lines
+from tiny import THINKING, tiny_policy, tiny_scalar
 
 from rmexp.benchmarks.bon100 import BestOf100
 from rmexp.benchmarks.preference import Preference
 from rmexp.benchmarks.rmbench import RMBench
+from rmexp.errors import DataError
 from rmexp.evaluate import evaluate
+from rmexp.evaluate import write_lines as write_lines_of_a_run
 from rmexp.recorded import RecordedReward
+from rmexp.rewards import open_reward
 from rmexp.scoring import Settings
 
 
@@ -125,3 +129,43 @@ def test_what_a_partial_headline_lacks_is_a_tag(tmp_path: Path) -> None:
     sent, _ = run(RMBench(path=str(path)), tmp_path, scores)
     assert sent["rmbench/overall/partial"] == 1
     assert sent["rmexp.missing"] == "math, code, safety"
+
+
+def test_a_response_without_a_place_is_scored_by_a_head_and_a_bad_row_of_a_policy(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"id": "plain", "prompt": "One?", "chosen": "yes", "rejected": "no"},
+        {"id": "moved", "prompt": "Two?", "chosen": "I see</think>yes", "rejected": "no"},
+    ]
+    path = str(write_lines(tmp_path / "pairs.jsonl", rows))
+
+    def evaluated(reward: Any, on_bad_row: str) -> tuple[dict[str, float], Path]:
+        out = tmp_path / f"{reward.name}-{on_bad_row}"
+        out.mkdir()
+        bench = Preference(path=path, on_bad_row=on_bad_row)
+        arguments = (bench, Settings(tmp_path / "store"), out, run_of({}), lambda **_: "key")
+        return evaluate(reward, *arguments), out
+
+    settings = {"chat_template": THINKING, "device": "cpu"}
+    head = open_reward(path=str(tiny_scalar(tmp_path / "head")), name="head", **settings)
+    metrics, out = evaluated(head, "error")
+    assert (metrics["data/bad_rows"], metrics["preference/accuracy/n"]) == (0, 2)
+    assert not (out / "bad_rows.txt").exists()
+    policy = open_reward(path=str(tiny_policy(tmp_path / "policy")), name="policy", **settings)
+    metrics, out = evaluated(policy, "skip")
+    assert (metrics["data/bad_rows"], metrics["preference/accuracy/n"]) == (1, 1)
+    line = "moved: the chat template changes the prompt for the response 'I see</think>yes'"
+    assert (out / "bad_rows.txt").read_text() == f"{line}\n"
+    for on_bad_row in ("keep", "error"):
+        with pytest.raises(
+            DataError, match=r"^1 bad rows have no log-prob.*bench\.on_bad_row=skip"
+        ):
+            evaluated(policy, on_bad_row)
+
+
+def test_half_a_surrogate_pair_in_an_answer_is_written_as_its_escape(tmp_path: Path) -> None:
+    write_lines_of_a_run(tmp_path / "verdicts.jsonl", [{"said": "é \ud800"}])
+    text = (tmp_path / "verdicts.jsonl").read_text(encoding="utf-8")
+    assert text == '{"said": "é \\ud800"}\n'
+    assert json.loads(text) == {"said": "é \ud800"}

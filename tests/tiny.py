@@ -30,6 +30,16 @@ TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# As Qwen 3's does, it writes thoughts before each answer, and moves an answer's own there.
+THINKING = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% set parts = message['content'].split('</think>') %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' %}"
+    "<think>{{ parts[0] if parts | length > 1 else '' }}</think>\n"
+    "{% endif %}"
+    "{{ parts[-1] }}<|im_end|>\n{% endfor %}"
+)
 _LINES = (
     "system user assistant\n",
     "What is 17 + 25? The answer is 42, because 17 and 25 make 42.",

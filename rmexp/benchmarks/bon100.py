@@ -64,7 +64,7 @@ class BestOf100:
         note = f"{min(counts)} to {max(counts)} responses a prompt: the curve ends at {min(counts)}"
         notes = (*rows.notes, note) if len(set(counts)) > 1 else rows.notes
         rated = frozenset(example.subset for example in examples)
-        return Dataset(examples, rows.source, bad_rows, notes, rated)
+        return Dataset(examples, rows.source, bad_rows, notes, rated, self._selection.skips)
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
         """Return the agreement, the curve, and the places of RewardBench's responses."""

@@ -64,6 +64,7 @@ class Selection:
                 f"not {on_bad_row!r}"
             )
         self.include, self.limit, self.on_bad_row, self.group = include, limit, on_bad_row, group
+        self.skips = on_bad_row == "skip"
         self._offset = offset
 
     def select(

@@ -102,7 +102,8 @@ class PairReader:
         )
         if not examples:
             raise DataError(f"{rows.source} gives no pairs: {'; '.join(found.notes)}")
-        return Dataset(examples, rows.source, bad_rows, (*rows.notes, *found.notes))
+        notes = (*rows.notes, *found.notes)
+        return Dataset(examples, rows.source, bad_rows, notes, skips=selection.skips)
 
     def _entries(self, rows: Iterable[Row], found: "_Found") -> Iterator[Entry]:
         names = self._columns

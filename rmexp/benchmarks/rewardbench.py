@@ -106,7 +106,7 @@ class RewardBench:
             official |= PRIOR_SETS
         examples, bad_rows = self._selection.select(entries, files=rows.files)
         notes = (f"overall by the {self._rule}'s rule", *count_notes(examples, official))
-        return Dataset(examples, rows.source, bad_rows, notes)
+        return Dataset(examples, rows.source, bad_rows, notes, skips=self._selection.skips)
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
         """Return the subsets' accuracies, the sections, the prior sets and the overall mean."""

@@ -75,7 +75,8 @@ class RewardBench2:
         alone = [e.id for e in examples if e.cluster and clusters.count(e.cluster) == 1]
         notes = [f"{TIES}: no partner for {', '.join(alone)}"] if alone else []
         notes += count_notes(examples, COUNTS)
-        return Dataset(examples, rows.source, bad_rows, tuple(notes), rated=frozenset({TIES}))
+        rated, skips = frozenset({TIES}), self._selection.skips
+        return Dataset(examples, rows.source, bad_rows, tuple(notes), rated, skips)
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
         """Return the scores of the subsets, what that of Ties is made of, and the overall mean."""

@@ -112,7 +112,7 @@ class RMB:
         examples, bad_rows = self._selection.select(entries, part=_part, files=rows.files)
         missing = [] if include else _missing_scenarios(entries)
         notes = (*missing, *count_notes(examples, COUNTS, _part))
-        return Dataset(examples, source, bad_rows, notes)
+        return Dataset(examples, source, bad_rows, notes, skips=self._selection.skips)
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
         """Return the goals, the overall mean, then the categories and their scenarios."""

@@ -70,7 +70,8 @@ class RMBench:
             repeated = len(entries) - len(kept)
             notes.append(f"{TOTAL}: {repeated} rows left out, their domains have their own files")
         examples, bad_rows = self._selection.select(kept, files=rows.files)
-        return Dataset(examples, rows.source, bad_rows, (*notes, *count_notes(examples, COUNTS)))
+        notes += count_notes(examples, COUNTS)
+        return Dataset(examples, rows.source, bad_rows, tuple(notes), skips=self._selection.skips)
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
         """Return the matrices of the domains, what is made of them, and the overall means."""

@@ -12,6 +12,7 @@ from rmexp.judges.llm import TOO_LONG, Answer, Done, Question, Sampling
 from rmexp.plan import padded
 from rmexp.progress import ScoringProgress
 from rmexp.rewards import ImplicitReward, open_reward
+from rmexp.schema import Message
 from rmexp.scoring import Settings
 
 _BATCH_TOKENS = 4096  # of questions and answers together, where nothing else is said
@@ -29,14 +30,13 @@ class Local:
 
     def identity(self, cache: Path) -> dict[str, object]:
         """Return what determines the answers, besides question and sampling."""
-        column, chat = self.policy.columns[0], self.policy.chat
-        template = chat.template or chat.tokenizer.chat_template
+        column = self.policy.columns[0]
         return {
             "weights": column.checkpoint.fingerprint(cache),
             "reads": "answers",
             "dtype": column.dtype,
             "attention": column.attention,
-            "template": hashlib.sha256(str(template).encode()).hexdigest(),
+            **self.policy.chat.identity(),
         }
 
     def answer(
@@ -46,8 +46,9 @@ class Local:
         from rmexp.judges.generation import generate, load_generator
 
         assert sampling.max_tokens is not None
-        encoded = [self._encode(question) for question in questions]
-        room = self.policy.chat.max_length - sampling.max_tokens
+        chat = self.policy.chat
+        encoded = [chat.encode_prompt([Message("user", one.text)]) for one in questions]
+        room = chat.max_length - sampling.max_tokens
         too_long = [at for at, ids in enumerate(encoded) if len(ids) > room]
         if too_long:
             done([(questions[at], Answer("", 0, 0, TOO_LONG)) for at in too_long])
@@ -55,7 +56,7 @@ class Local:
         if not fitting:
             return
         lengths = [len(encoded[at]) + sampling.max_tokens for at in fitting]
-        model, tokenizer = load_generator(self.policy.columns[0]), self.policy.chat.tokenizer
+        model, tokenizer = load_generator(self.policy.columns[0]), chat.tokenizer
         name = self._checkpoint.name
         with ScoringProgress(name, len(fitting), sum(lengths)) as progress:
             for batch in padded(lengths, settings.batch_tokens or _BATCH_TOKENS):
@@ -64,17 +65,6 @@ class Local:
                 made = generate(model, tokenizer, [encoded[at] for at in rows], sampling, seed)
                 done([(questions[at], answer) for at, answer in zip(rows, made, strict=True)])
                 progress.advance(len(rows), sum(lengths[at] for at in batch))
-
-    def _encode(self, question: Question) -> list[int]:
-        chat = self.policy.chat
-        text: Any = chat.tokenizer.apply_chat_template(
-            [{"role": "user", "content": question.text}],
-            tokenize=False,
-            add_generation_prompt=True,
-            chat_template=chat.template,
-        )
-        ids: list[int] = chat.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
 
 
 def open_local(path: str, sampling: Sampling, **settings: Any) -> Local:

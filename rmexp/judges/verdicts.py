@@ -169,7 +169,7 @@ def judge_examples(judge: Judge, data: Dataset, settings: Settings) -> Judging:
         )
         if outcomes
     )
-    return Judging(scored, counts, tally.first_example, metrics, tuple(lines))
+    return Judging(scored, counts, tally.first_example, metrics=metrics, lines=tuple(lines))
 
 
 _Found = tuple[ScoredExample, list[dict[str, object]], list[float], list[float]]

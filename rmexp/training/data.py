@@ -141,9 +141,8 @@ class RecordedPairs:
                 f"{self._gap}: give a smaller one"
             )
         note = f"{len(with_pairs)} of {rows.count} prompts have responses far enough apart"
-        return Dataset(
-            examples, rows.source, bad_rows, (note,) if len(with_pairs) < rows.count else ()
-        )
+        notes = (note,) if len(with_pairs) < rows.count else ()
+        return Dataset(examples, rows.source, bad_rows, notes, skips=self._selection.skips)
 
     def _entries(self, rows: Iterable[Row], with_pairs: set[str]) -> Iterator[Entry]:
         for number, row in enumerate(rows):

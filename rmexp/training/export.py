@@ -44,8 +44,7 @@ def export(
     batch = next(iter(Batches(probe, len(probe), pad=tokenizer.pad_token_id or 0)))
     with torch.inference_mode():
         expected = objective.rewards(model, batch).double().numpy()
-    if start.reward.chat.template is not None:
-        tokenizer.chat_template = start.reward.chat.template
+    tokenizer.chat_template = start.reward.chat.template
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
         model.save_pretrained(draft)

@@ -93,6 +93,7 @@ class Start:
             name=name,
             dtype=column.dtype,
             max_length=chat.max_length,
+            date=chat.date,
             attention=column.attention,
             device=column.device,
         )

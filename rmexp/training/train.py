@@ -61,11 +61,15 @@ def train(
     split = split_by_prompt(data.examples, recipe.val_share, recipe.seed)
     chat, on_overlength = start.reward.chat, settings.on_overlength
     if recipe.max_length is not None:
-        chat = Chat(chat.tokenizer, min(chat.max_length, recipe.max_length), chat.template)
+        length = min(chat.max_length, recipe.max_length)
+        chat = Chat(chat.tokenizer, length, chat.template, chat.date)
+    places = objective.reader == "implicit"
     parts = {
-        "train": encode_pairs(chat, split.train, on_overlength),
-        "val": encode_pairs(chat, split.val, on_overlength),
+        name: encode_pairs(chat, examples, on_overlength, places, data.skips)
+        for name, examples in (("train", split.train), ("val", split.val))
     }
+    unread = [row for part in parts.values() for row in part.bad_rows]
+    data = replace(data, bad_rows=(*data.bad_rows, *unread))
     counts = _counts(parts, data)
     weights = start.column.checkpoint.fingerprint(settings.store_dir)
     digest = fingerprint(data.examples)
@@ -93,6 +97,7 @@ def train(
         "weights": weights,
         "data": digest,
         "objective": objective.name,
+        **chat.identity(),
         "accumulate": trainer.accumulate_grad_batches,
         **{k: v for k, v in asdict(recipe).items() if k != "checkpoint_every"},
         **{name: value for name, value in reading.items() if name != "reference"},

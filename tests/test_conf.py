@@ -1,5 +1,6 @@
 """Every file of the groups of eval_rm and correlate composes and fits its `_target_`."""
 
+import fnmatch
 import inspect
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from hydra.utils import get_method
 from omegaconf import OmegaConf
 
 from rmexp import configs  # noqa: F401  registers the resolvers
+from rmexp.benchmarks import rewardbench, rewardbench2, rmbench, toy
 from rmexp.catalogue import NOT_MODELS
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -72,6 +74,54 @@ def test_it_composes_and_fits_its_target(group, name):
         assert set(values) <= set(parameters)
     else:
         assert group == "tracking"
+
+
+# What the subsets are called, of which a file's comment selects some.
+SUBSETS = {
+    "bon100": rewardbench.COUNTS,
+    "rewardbench": rewardbench.COUNTS,
+    "rewardbench2": rewardbench2.COUNTS,
+    "rmb": ["pairwise/Helpfulness/Chat/Discussion"],
+    "rmbench": rmbench.COUNTS,
+    "toy": [subset for subsets in toy.DOMAINS.values() for subset in subsets],
+}
+
+
+def test_the_patterns_in_a_benchmarks_file_select_something():
+    found = set()
+    for path in sorted((CONF / "bench").glob("*.yaml")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if shown := re.fullmatch(r"# Only .* match one of these patterns: (\[.*\])\.", line):
+                for pattern in yaml.safe_load(shown[1]):
+                    assert fnmatch.filter(SUBSETS[path.stem], pattern), (path.stem, pattern)
+                found.add(path.stem)
+    assert found == set(SUBSETS)
+    assert toy.Toy(include=["math*"]).load().examples
+
+
+def test_the_settings_that_comments_name_are_there():
+    """Every KEY=VALUE in a comment: a choice of a group, or a key of some command's config."""
+    files = sorted(CONF.rglob("*.yaml"))
+    keys = {}
+    for path in files:
+        group = path.parent.name if path.parent != CONF else None
+        content = OmegaConf.load(path)
+        names = {".".join(filter(None, (group, str(key)))) for key in content}
+        keys.setdefault(group, set()).update(names)
+    top = keys.pop(None)
+    known = {name for names in keys.values() for name in names} | top | set(keys)
+    seen = 0
+    for path in files:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comment = " ".join(line for line in lines if line.lstrip().startswith("#"))
+        for key, value in re.findall(r"(?<![\w.<])([a-z_]+(?:\.[a-z_]+)*)=([\w./-]*)", comment):
+            own = OmegaConf.select(OmegaConf.load(path), key.rpartition(".")[0] or key)
+            assert key in known or own is not None, f"{path}: {key}"
+            value = value.rstrip(".")
+            if key in keys and re.fullmatch(r"[a-z][a-z0-9_]*", value) and value != "glob":
+                assert (CONF / key / f"{value}.yaml").exists(), f"{path}: {key}={value}"
+            seen += 1
+    assert seen > 30
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -54,7 +54,7 @@ def test_the_policy_is_as_good_as_its_reward_model(asked):
     def best_of(n, rewards):
         scored = [scored_example(e, rewards[: len(e.chosen)], rewards) for e in examples]
         found = {metric.name: metric for metric in bench.metrics(scored)}
-        outcomes = found[f"bon100/best_of/{n}"].outcomes
+        outcomes = found[f"toy_bon/best_of/{n}"].outcomes
         return sum(outcomes) / len(outcomes)
 
     assert best_of(1, [0.0, 1.0, 2.0, 3.0]) == 0.5

@@ -72,9 +72,9 @@ class BestOf100:
             return []
         rewards = [ranked(row) for row in scored]
         return [
-            *_agreement(scored, rewards),
-            *_curve(scored, rewards),
-            *_places(scored, rewards),
+            *_agreement(self.name, scored, rewards),
+            *_curve(self.name, scored, rewards),
+            *_places(self.name, scored, rewards),
         ]
 
     def figures(
@@ -116,7 +116,9 @@ def ranked(row: ScoredExample) -> tuple[float, ...]:
     return tuple(-math.inf if math.isnan(reward) else reward for reward in rewards)
 
 
-def _agreement(scored: Sequence[ScoredExample], rewards: Sequence[Sequence[float]]) -> list[Metric]:
+def _agreement(
+    name: str, scored: Sequence[ScoredExample], rewards: Sequence[Sequence[float]]
+) -> list[Metric]:
     from scipy.stats import kendalltau, spearmanr
 
     rows = [
@@ -127,16 +129,18 @@ def _agreement(scored: Sequence[ScoredExample], rewards: Sequence[Sequence[float
     undefined = tuple(row.id for position, row in enumerate(scored) if position not in set(rows))
     return [
         Mean(
-            f"bon100/{name}",
+            f"{name}/{agreement}",
             tuple(rows),
             tuple(float(measure(rewards[i], scored[i].recorded).statistic) for i in rows),
             undefined=undefined,
         )
-        for name, measure in (("spearman", spearmanr), ("kendall", kendalltau))
+        for agreement, measure in (("spearman", spearmanr), ("kendall", kendalltau))
     ]
 
 
-def _curve(scored: Sequence[ScoredExample], rewards: Sequence[Sequence[float]]) -> list[Metric]:
+def _curve(
+    name: str, scored: Sequence[ScoredExample], rewards: Sequence[Sequence[float]]
+) -> list[Metric]:
     count = min(len(row.recorded) for row in scored)
     every = range(len(scored))
     series = {
@@ -146,13 +150,13 @@ def _curve(scored: Sequence[ScoredExample], rewards: Sequence[Sequence[float]]) 
         HIGHEST: [expected_best(row.recorded, row.recorded) for row in scored],
     }
     metrics: list[Metric] = [
-        mean(f"bon100/best_of/{n}", [float(one[n - 1]) for one in series["selected"]], every)
+        mean(f"{name}/best_of/{n}", [float(one[n - 1]) for one in series["selected"]], every)
         for n in shown(count)
     ]
-    for name, curves in series.items():
+    for own, curves in series.items():
         metrics += [
             Mean(
-                f"bon100/{RECORDED}/{name}/{n}",
+                f"{name}/{RECORDED}/{own}/{n}",
                 tuple(every),
                 tuple(float(one[n - 1]) for one in curves),
                 at=n,
@@ -162,17 +166,19 @@ def _curve(scored: Sequence[ScoredExample], rewards: Sequence[Sequence[float]]) 
     return metrics
 
 
-def _places(scored: Sequence[ScoredExample], rewards: Sequence[Sequence[float]]) -> list[Metric]:
+def _places(
+    name: str, scored: Sequence[ScoredExample], rewards: Sequence[Sequence[float]]
+) -> list[Metric]:
     """Return the share of the responses below RewardBench's; a NaN is below everything."""
     metrics: list[Metric] = []
     rows = [position for position, row in enumerate(scored) if row.chosen]
-    for name in ("chosen", "rejected") if rows else ():
+    for side in ("chosen", "rejected") if rows else ():
         places = []
         for position in rows:
             row = scored[position]
-            own = (row.chosen if name == "chosen" else row.rejected)[0]
+            own = (row.chosen if side == "chosen" else row.rejected)[0]
             own = -math.inf if math.isnan(own) else own
             below = sum((reward < own) + (reward == own) / 2 for reward in rewards[position])
             places.append(below / len(rewards[position]))
-        metrics.append(Mean(f"bon100/share_below/{name}", tuple(rows), tuple(places)))
+        metrics.append(Mean(f"{name}/share_below/{side}", tuple(rows), tuple(places)))
     return metrics

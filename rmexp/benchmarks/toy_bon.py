@@ -35,6 +35,9 @@ class ToyBestOfN(BestOf100):
     Raises ConfigError at once for options that cannot work.
     """
 
+    name = "toy_bon"
+    headline = "toy_bon/spearman"
+
     def __init__(
         self,
         *,

@@ -93,7 +93,9 @@ class Selection:
         for entry in self._included(entries, files):
             example = entry.example
             _check_id(places, entry)
-            prompts, prompt = taken.setdefault(part(example), set()), example.prompt_id
+            prompts, prompt = taken.setdefault(part(example), set()), ""
+            if self.limit is not None or self._offset:  # else no prompt need be known
+                prompt = example.prompt_id
             before = passed.setdefault(part(example), set())
             reason = entry.row.flaw or entry.flaw or bad_row(example)
             if prompt in before or len(before) < self._offset:

@@ -1,20 +1,22 @@
 """Trained models beside the one that they started from: the table of a training or of a sweep."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from rmexp import tables
+from rmexp.bounds import interval_text
 from rmexp.metrics import Metric
 from rmexp.paired import differences
 from rmexp.schema import ScoredExample
+from rmexp.signflips import SURE, chance_line, holm
 from rmexp.stats import intervals
 
 FILE, FIGURE = "comparison.csv", "comparison.png"
 
-_COLUMNS = ("metric (n)", "reward model", "value", "gain over the start", "p")
+_COLUMNS = ("metric (n)", "reward model", "value", "gain over the start", "p", "Holm's p")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,8 @@ class Row:
     """A metric of one reward model, and its paired difference from the model before training.
 
     `low` and `high` are the 95 % interval of `value`, those of `gain` begin with its name; what
-    could not be estimated is None. `bench` is the evaluation's folder.
+    could not be estimated is None. `gain_p_holm` allows for the number of gains that are reported
+    together. `bench` is the evaluation's folder.
     """
 
     rm: str
@@ -36,6 +39,13 @@ class Row:
     gain_low: float | None
     gain_high: float | None
     gain_p: float | None
+    gain_p_holm: float | None = None
+
+    @property
+    def sure(self) -> bool:
+        """Say whether the gain has an interval, and is more than chance among so many."""
+        p = self.gain_p_holm
+        return self.gain_low is not None and p is not None and p < SURE
 
     @property
     def shown(self) -> bool:
@@ -76,13 +86,20 @@ def compare(
             gain = gains.get(estimate.name.removesuffix("/partial"))
             more = (gain.value, gain.low, gain.high, gain.p) if gain else (None,) * 4
             rows.append(Row(rm, bench, estimate.name, *value, *more))
-    return rows
+    return corrected(rows)
+
+
+def corrected(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with Holm's p for the number of gains among them."""
+    ps = holm([row.gain_p for row in rows])
+    return [replace(row, gain_p_holm=p) for row, p in zip(rows, ps, strict=True)]
 
 
 def report(rows: Sequence[Row], folder: Path) -> str:
     """Leave the rows and their figure in a folder, print the short table and return it."""
     from rmexp import figures
 
+    rows = corrected(rows)
     write(folder / FILE, rows)
     figures.dots(rows).savefig(folder / FIGURE, bbox_inches="tight")
     show(rows)
@@ -111,12 +128,16 @@ def gather(folders: Iterable[Path]) -> list[Row]:
 
 def markdown(rows: Sequence[Row]) -> str:
     """Return the short table."""
-    return "\n".join(tables.markdown(_COLUMNS, table(rows))) + "\n"
+    chance = _chance(rows)
+    lines = tables.markdown(_COLUMNS, table(rows)) + (["", chance] if chance else [])
+    return "\n".join(lines) + "\n"
 
 
 def show(rows: Sequence[Row]) -> None:
     """Print the short table on the terminal."""
     tables.show(_COLUMNS, table(rows), "beside the model before training")
+    if chance := _chance(rows):
+        print(chance)
 
 
 def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -126,13 +147,15 @@ def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     cells: list[tuple[str, ...]] = []
     for row in sorted(shown, key=lambda row: order[row.name]):
         gain = "" if row.gain is None else _cell(row.gain, row.gain_low, row.gain_high, "+")
-        p = "" if row.gain_p is None else f"{row.gain_p:.4f}"
+        ps = ["" if p is None else f"{p:.4f}" for p in (row.gain_p, row.gain_p_holm)]
         value = _cell(row.value, row.low, row.high)
-        cells.append((f"{row.name} ({row.n:,})", row.rm, value, gain, p))
+        cells.append((f"{row.name} ({row.n:,})", row.rm, value, gain, *ps))
     return cells
 
 
+def _chance(rows: Sequence[Row]) -> str | None:
+    return chance_line([row.gain_p for row in rows], [row.gain_p_holm for row in rows])
+
+
 def _cell(value: float, low: float | None, high: float | None, sign: str = "") -> str:
-    if low is None or high is None:
-        return f"{value:{sign}.3f}"
-    return f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+    return f"{value:{sign}.3f} ({interval_text(low, high, f'{sign}.3f')})"

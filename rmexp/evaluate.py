@@ -10,6 +10,7 @@ import numpy as np
 
 from rmexp import bestofn, tables
 from rmexp.benchmarks import Benchmark
+from rmexp.bounds import interval_text
 from rmexp.judges.llm import ChatJudge
 from rmexp.judges.pairwise import PairwiseJudge
 from rmexp.judges.verdicts import Judging, judge_examples
@@ -203,8 +204,8 @@ def summarise(
         f"dropped {metrics['scoring/dropped']:,.0f}, not finite "
         f"{metrics['scoring/non_finite']:,.0f}, bad rows {metrics['data/bad_rows']:,.0f}.",
         "",
-        f"Data: {tables.plain(data.source)}. Intervals: bootstrap over prompts. Lengths are in "
-        "characters.",
+        f"Data: {tables.plain(data.source)}. Intervals: bootstrap over prompts, of fewer than ten "
+        "the exact one of a share. Lengths are in characters.",
     ]
     if "scoring/answers" in metrics:
         kinds = ("answers", "unparsed", "cut_off", "prompt_tokens", "completion_tokens")
@@ -233,9 +234,7 @@ def _shown(estimates: Sequence[Estimate]) -> list[Estimate]:
 
 
 def _row(estimate: Estimate) -> tuple[str, str, str, str]:
-    interval = "-"
-    if estimate.low is not None:
-        interval = f"{estimate.low:.3f} to {estimate.high:.3f}"
+    interval = interval_text(estimate.low, estimate.high)
     return estimate.name, f"{estimate.value:.3f}", interval, f"{estimate.n:,}"
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rmexp.bestofn import HIGHEST, Point, shown
+from rmexp.bounds import TOO_FEW
 from rmexp.comparison import Row
 from rmexp.stats import Estimate
 
@@ -93,20 +94,25 @@ def style_bias(domains: Mapping[str, NDArray[np.float64]]) -> Figure:
 
 
 def bars(estimates: Sequence[Estimate], title: str) -> Figure:
-    """Draw a bar per estimate with its 95 % interval; names lose the part that all share."""
+    """Draw a bar per estimate with its 95 % interval; names lose the part that all share.
+
+    Bars without an interval are hollow, and their names say why.
+    """
     names = [estimate.name.split("/") for estimate in estimates]
     shared = 0
     while len({tuple(name[: shared + 1]) for name in names}) == 1 < min(map(len, names)) - shared:
         shared += 1
     labels = [
-        f"{'/'.join(name[shared:])} (n={estimate.n:,})"
+        f"{'/'.join(name[shared:])} (n={estimate.n:,}{'' if estimate.known else f', {TOO_FEW}'})"
         for name, estimate in zip(names, estimates, strict=True)
     ]
     height = 0.24 * len(estimates) + 1.1
     figure = Figure(figsize=(7.5, height), dpi=150, layout="constrained")
     axis = figure.subplots()
     places = np.arange(len(estimates))
-    axis.barh(places, [estimate.value for estimate in estimates], color=_BLUE, height=0.7)
+    faces = [_BLUE if estimate.known else "white" for estimate in estimates]
+    values = [estimate.value for estimate in estimates]
+    axis.barh(places, values, color=faces, edgecolor=_BLUE, height=0.7)
     for place, estimate in zip(places, estimates, strict=True):
         if estimate.low is not None and estimate.high is not None:
             axis.plot([estimate.low, estimate.high], [place, place], color="black", lw=1.2)
@@ -123,7 +129,8 @@ def bars(estimates: Sequence[Estimate], title: str) -> Figure:
 def dots(rows: Sequence[Row]) -> Figure:
     """Draw a panel for each overall number or average: the reward models' values and intervals.
 
-    Models with a gain over the start whose interval excludes 0 are filled, all others are hollow.
+    Models that surely differ from the start (`Row.sure`) are filled, all others are hollow. Where a
+    number has no interval, the panel says so.
     """
     rows = [row for row in rows if row.shown]
     names = list(dict.fromkeys(row.name for row in rows))
@@ -136,18 +143,16 @@ def dots(rows: Sequence[Row]) -> Figure:
     for axis in axes[len(names) :]:
         axis.axis("off")
     for axis, name in zip(axes, names, strict=False):
-        for row in rows:
-            if row.name != name:
-                continue
+        own = [row for row in rows if row.name == name]
+        for row in own:
             place = models.index(row.rm)
             if row.low is not None and row.high is not None:
                 axis.plot([row.low, row.high], [place, place], color="black", lw=1)
-            low, high = row.gain_low, row.gain_high
-            sure = low is not None and high is not None and (low > 0 or high < 0)
-            face = _BLUE if sure else "white"
+            face = _BLUE if row.sure else "white"
             axis.plot(row.value, place, "o", color=_BLUE, markerfacecolor=face, markersize=6)
         axis.axvline(0.5, color="0.75", lw=0.8, zorder=0)
-        axis.set_title(name, fontsize=9)
+        few = min((row.n for row in own if row.low is None), default=None)
+        axis.set_title(name if few is None else f"{name}\n(n {few}, {TOO_FEW})", fontsize=9)
         axis.set_yticks(range(len(models)), models, fontsize=8)
         axis.tick_params(axis="x", labelsize=8, labelbottom=True)
         for side in ("top", "right"):
@@ -155,7 +160,8 @@ def dots(rows: Sequence[Row]) -> Figure:
     axes[0].set_xlim(0, 1)
     axes[0].set_ylim(len(models) - 0.5, -0.5)
     figure.supxlabel(
-        "value with its 95 % interval; filled: differs from the model before training",
+        "value with its 95 % interval; filled: differs from the model before training "
+        "(Holm's p < 0.05)",
         fontsize=8,
     )
     return figure
@@ -206,8 +212,12 @@ def _curve(axis: Axes, points: Sequence[Point], label: str, colour: str, marker:
     at = [p.n for p in points]
     marked = [at.index(n) for n in _ticks(at)]
     values = [p.value for p in points]
-    axis.plot(at, values, marker=marker, markevery=marked, color=colour, ms=5, lw=1.5, label=label)
     bounds = np.array([(p.low, p.high) for p in points], dtype=float)  # None is NaN: no band
+    face = colour
+    if np.isnan(bounds).all():
+        label, face = f"{label} (n={points[0].count:,}, {TOO_FEW} for a band)", "white"
+    (line,) = axis.plot(at, values, marker, ls="-", markevery=marked, color=colour, label=label)
+    line.set(markersize=5, linewidth=1.5, markerfacecolor=face)
     axis.fill_between(at, bounds[:, 0], bounds[:, 1], color=colour, alpha=0.18, lw=0)
 
 

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from html import escape
 
+from rmexp.bounds import TOO_FEW
 from rmexp.leaderboard import Board, Cell
 from rmexp.tables import plain
 
 _LEGEND = (
-    "Small print: the 95 % interval and the number of examples n. Numbers of a column that rest on "
+    "Small print: the 95 % interval, or that there are too few prompts for one, and the number of "
+    "examples n. Numbers of a column that rest on "
     "different examples carry a note, and are sorted behind the others.",
     "★ marks the highest of the comparable numbers of a column. Whether a difference is more than "
     "chance says a comparison of the two runs, example by example (correlate.py).",
@@ -168,6 +170,8 @@ def _details(cell: Cell) -> list[str]:
     parts = ["partial"] if cell.partial else []
     if measured.low is not None and measured.high is not None:
         parts.append(f"{measured.low:.3f} to {measured.high:.3f}")
+    elif measured.n is not None:
+        parts.append(TOO_FEW)
     if measured.n is not None:
         parts.append(f"n {measured.n:,}")
     return parts

@@ -42,7 +42,12 @@ def length_metrics(scored: Sequence[ScoredExample]) -> list[Mean]:
         "accuracy_rejected_shorter": shorter,
     }
     return [
-        Mean(f"{PREFIX}{name}", tuple(outcomes), tuple(outcomes.values()))
+        Mean(
+            f"{PREFIX}{name}",
+            tuple(outcomes),
+            tuple(outcomes.values()),
+            bounds=(-1.0, 1.0) if outcomes is correlations else (0.0, 1.0),
+        )
         for name, outcomes in found.items()
     ]
 

@@ -21,7 +21,7 @@ class Mean:
     `missing` names the parts that the mean should cover and that have no rows at all: with any,
     the metric is reported as `<name>/partial`. `undefined` names the examples that have no such
     outcome. A mean with `at` is a point of a curve there, and goes to its file instead of the
-    tracked metrics.
+    tracked metrics. `bounds` are the lowest and the highest outcome that is possible.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Mean:
     missing: tuple[str, ...] = ()
     undefined: tuple[str, ...] = ()
     at: int | None = None
+    bounds: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class WeightedSum:
     weights: tuple[float, ...]
     missing: tuple[str, ...] = ()
 
+
+ANY = (-math.inf, math.inf)  # the bounds of an outcome that has none
 
 Metric = Mean | WeightedMean | WeightedSum
 _LONGEST_NAME = 200  # characters, which leaves room for what is added

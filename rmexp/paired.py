@@ -1,15 +1,16 @@
 """Two reward models on the same examples: which one is better, and by how much. Pure."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import binomtest
 
+from rmexp.bounds import difference_interval
 from rmexp.errors import DataError
 from rmexp.metrics import Metric
 from rmexp.schema import ScoredExample
-from rmexp.stats import bootstrap
+from rmexp.signflips import count_flips, holm, sign_flips
+from rmexp.stats import bootstrap, totals
 
 _NAMED = 5  # how many examples an error names
 
@@ -18,8 +19,9 @@ _NAMED = 5  # how many examples an error names
 class Difference:
     """By how much the first RM's metric is higher than the second's, over the same n examples.
 
-    `low` and `high` bound the difference `value` at 95 %, `p` is two-sided; all three are None
-    where nothing can be resampled, as in an `Estimate`. `missing` is as there.
+    `low` and `high` bound the difference `value` at 95 %, None below ten prompts and where a part
+    has only one. `p` is two-sided, None for a single prompt; `p_holm` allows for the number of
+    differences. `missing` is as in an `Estimate`.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Difference:
     high: float | None
     p: float | None
     missing: tuple[str, ...]
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +55,28 @@ def differences(
 ) -> list[Difference]:
     """Estimate by how much two RMs differ in each of a benchmark's `metrics`.
 
-    A paired bootstrap: both RMs get the same resamples of whole prompts, in the strata of
-    `stats.intervals`. p is twice the smaller share of resamples in which the difference is at most,
-    or at least, 0 (Efron and Tibshirani 1993, chapter 15), counted as (1 + hits) / (1 + samples).
+    The interval is a paired bootstrap: both RMs get the same resamples of whole prompts, in the
+    strata of `stats.intervals`. p is that of `signflips.sign_flips`.
 
     Raises DataError where the two are not scores of the same examples.
     """
     second = match(first, second)
+    ours, theirs = totals(metrics(first), first), totals(metrics(second), first)
+    others = {each.name: each for each in theirs.measured()}
+    both = [each for each in ours.measured() if each.name in others]
+    drawn, other = bootstrap([ours, theirs], rng, samples)
+    tested = [each.name for each in both if each.prompts > 1]
+    p_of = dict(zip(tested, sign_flips(tested, ours, theirs, rng, samples), strict=True))
     found = []
-    ours, theirs = bootstrap([metrics(first), metrics(second)], first, rng, samples)
-    others = {metric.name: metric for metric in theirs}
-    for a, b in ((metric, others[metric.name]) for metric in ours if metric.name in others):
-        drawn = a.drawn - b.drawn
-        low, high = a.interval(drawn)
-        p = None
-        if low is not None:
-            drawn = drawn[~np.isnan(drawn)]
-            hits = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-            p = min(1.0, 2 * (1 + hits) / (1 + len(drawn)))
-        difference = a.value - b.value
-        found.append(Difference(a.name, a.value, b.value, difference, a.n, low, high, p, a.missing))
-    return found
+    for a, b in ((each, others[each.name]) for each in both):
+        low, high = None, None
+        if a.varies and b.varies:
+            by_prompt = ours.by_prompt(a.name) - theirs.by_prompt(a.name)
+            low, high = difference_interval(drawn[a.name] - other[a.name], by_prompt)
+        numbers = (a.value, b.value, a.value - b.value, a.n, low, high, p_of.get(a.name))
+        found.append(Difference(a.name, *numbers, a.missing))
+    corrected = holm([each.p for each in found])
+    return [replace(each, p_holm=p) for each, p in zip(found, corrected, strict=True)]
 
 
 def mcnemar(
@@ -83,19 +87,20 @@ def mcnemar(
     """Test whether two RMs are right on equally many examples (McNemar 1947, exact).
 
     `outcome` maps an example's chosen and rejected rewards to 1.0 for right and 0.0 for wrong. The
-    two-sided p is that of a fair coin for the examples on which the two differ; it takes examples
-    as independent, even where they share a prompt.
+    two-sided p is that of a fair coin for the examples on which the two differ; one coin decides
+    about all examples of a prompt.
 
     Raises DataError where the two are not scores of the same examples.
     """
-    pairs = [
-        (outcome(a.chosen, a.rejected), outcome(b.chosen, b.rejected))
-        for a, b in zip(first, match(first, second), strict=True)
-    ]
-    only_first, only_second = (sum(a > b for a, b in pairs), sum(a < b for a, b in pairs))
-    either = only_first + only_second
-    p = float(binomtest(only_first, either).pvalue) if either else 1.0
-    return McNemar(only_first, only_second, len(pairs), p)
+    only_first = only_second = 0
+    by_prompt: dict[str, int] = {}
+    for a, b in zip(first, match(first, second), strict=True):
+        one, other = outcome(a.chosen, a.rejected), outcome(b.chosen, b.rejected)
+        only_first += one > other
+        only_second += one < other
+        by_prompt[a.prompt] = by_prompt.get(a.prompt, 0) + (one > other) - (one < other)
+    p = count_flips(list(by_prompt.values()))
+    return McNemar(only_first, only_second, len(first), p)
 
 
 def match(first: Sequence[ScoredExample], second: Sequence[ScoredExample]) -> list[ScoredExample]:

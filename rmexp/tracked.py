@@ -224,8 +224,7 @@ def _evaluation(run: TrackedRun, metrics: Collection[str] | None) -> Evaluation 
         name: Measured(
             run.metrics[name],
             _whole(run.metrics.get(f"{name}/n")),
-            run.metrics.get(f"{name}/low"),
-            run.metrics.get(f"{name}/high"),
+            *_interval(run.metrics.get(f"{name}/low"), run.metrics.get(f"{name}/high")),
         )
         for name in names
         if name in run.metrics and not _is_part(name, run.metrics)
@@ -234,6 +233,11 @@ def _evaluation(run: TrackedRun, metrics: Collection[str] | None) -> Evaluation 
         return None
     rm, bench = run.tags.get("rmexp.model", run.name), run.tags.get("rmexp.bench", "")
     return Evaluation(run.run_id, rm, bench, measured, run.tags, run.tags.get(PUBLISHED) == "true")
+
+
+def _interval(low: float | None, high: float | None) -> tuple[float | None, float | None]:
+    """Return an interval as it was tracked, none for one without width."""
+    return (None, None) if low == high else (low, high)
 
 
 def _is_part(name: str, metrics: Mapping[str, float]) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from rmexp import comparison, figures
 from rmexp.comparison import Row, compare, gather, markdown, read, table, write
@@ -38,10 +39,12 @@ def test_gains_by_hand():
     ]
     old, _, new, _ = rows
     assert (old.value, old.n, old.gain, old.gain_p) == (0.5, 40, None, None)
-    assert (new.value, new.low, new.high) == (1.0, 1.0, 1.0)
+    assert (new.value, new.high) == (1.0, 1.0)
+    assert new.low == pytest.approx(0.025 ** (1 / 40))  # Clopper and Pearson's
     assert new.gain == 0.5
     assert 0.3 < new.gain_low < 0.5 < new.gain_high < 0.7
-    assert new.gain_p < 0.001
+    assert new.gain_p == 2 / 2**20  # 20 prompts differ, all in one direction
+    assert new.gain_p_holm == 2 * new.gain_p  # of two gains
     assert new.name == "held/accuracy"
     assert compare({"new": TRAINED}, None, "held", metrics, 0)[0].gain is None
 
@@ -74,7 +77,7 @@ def test_the_short_table_has_overall_numbers_and_averages_side_by_side():
         ("toy-2/plain/average (9)", "a"),
         ("toy-2/plain/average (9)", "b"),
     ]
-    assert "| toy-2/plain/average (9) | a | 0.500 (0.400 to 0.600) |  |  |" in markdown(rows)
+    assert "| toy-2/plain/average (9) | a | 0.500 (0.400 to 0.600) |  |  |  |" in markdown(rows)
 
 
 def test_the_figure_has_a_panel_for_each_number_and_a_line_for_each_model():
@@ -87,3 +90,24 @@ def test_the_figure_has_a_panel_for_each_number_and_a_line_for_each_model():
         line.get_markerfacecolor() for line in figure.axes[0].lines if line.get_marker() == "o"
     ]
     assert filled == ["white", "#0072B2"]
+
+
+def test_two_prompts_carry_no_interval_and_no_certainty():
+    """Right on both against wrong on both: p 1/2, the exact interval of 2 of 2, hollow points."""
+    rows = compare({"new": scored(True, True), "old": scored(False, False)}, "old", "t", metrics, 0)
+    new = rows[2]
+    assert (new.gain, new.gain_low, new.gain_high, new.gain_p, new.gain_p_holm) == (
+        *(1.0, None, None, 0.5, 1.0),
+    )
+    assert (new.low, new.high) == (pytest.approx(0.025 ** (1 / 2)), 1.0)
+    text = markdown(rows)
+    assert (
+        "| t/accuracy (2) | new | 1.000 (0.158 to 1.000) | +1.000 (too few) | 0.5000 | 1.0000 |"
+        in text
+    )
+    assert "Of 2 p values up to 0.1 would be below 0.05 by chance" in text
+    axis = figures.dots([replace(row, low=None, high=None) for row in rows]).axes[0]
+    assert axis.get_title() == "t/accuracy\n(n 2, too few)"
+    points = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [line.get_markerfacecolor() for line in points] == ["white", "white"]
+    assert len(axis.lines) == 3  # the points and the line at one half: no whisker

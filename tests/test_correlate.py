@@ -88,8 +88,11 @@ def test_rewardbench2s_17_rms_reproduce(good):
             )
             for name, value in zip(NUMBERS, expected, strict=True):
                 assert good.metrics[f"{prefix}/{name}"] == pytest.approx(value)
-                assert good.metrics[f"{prefix}/{name}/low"] <= good.metrics[f"{prefix}/{name}"]
-                assert good.metrics[f"{prefix}/{name}"] <= good.metrics[f"{prefix}/{name}/high"]
+                ends = [good.metrics.get(f"{prefix}/{name}/{end}") for end in ("low", "high")]
+                if len(part) < 10:
+                    assert ends == [None, None]
+                else:
+                    assert ends[0] <= good.metrics[f"{prefix}/{name}"] <= ends[1]
                 assert 0 < good.metrics[f"{prefix}/{name}/p"] <= 1
                 seen += 1
             assert good.metrics[f"{prefix}/n"] == len(part)
@@ -202,18 +205,16 @@ def test_a_user_s_tables(command, tmp_path):
 
 def test_two_benchmarks_against_the_same_policies(command, tmp_path):
     """One benchmark orders the policies, the other reverses them: the difference is 2."""
-    lines = [f"rm{i},{task},{sign * i}" for i in range(8) for task, sign in (("a", 1), ("b", -1))]
+    lines = [f"rm{i},{task},{sign * i}" for i in range(11) for task, sign in (("a", 1), ("b", -1))]
     scores = write(tmp_path / "s.csv", "rm,task,score", *lines)
-    policy = write(tmp_path / "p.csv", "rm,task,score", *(f"rm{i},p,{i * i}" for i in range(8)))
+    policy = write(tmp_path / "p.csv", "rm,task,score", *(f"rm{i},p,{i * i}" for i in range(11)))
     done = command("scores=table", f"scores.path={scores}", "policy=table", f"policy.path={policy}")
     assert done.code == 0, done.err
-    for name in NUMBERS:
-        found = [
-            done.metrics[f"difference/a_minus_b/p/{name}{end}"] for end in ("", "/low", "/high")
-        ]
-        assert found[1] <= found[0] <= found[2]
+    found = [done.metrics[f"difference/a_minus_b/p/pearson{end}"] for end in ("/low", "", "/high")]
+    assert found == sorted(found)
     assert done.metrics["difference/a_minus_b/p/spearman"] == pytest.approx(2)
-    assert done.metrics["difference/a_minus_b/p/n"] == 8
+    assert "difference/a_minus_b/p/spearman/low" not in done.metrics  # 2 in every resample
+    assert done.metrics["difference/a_minus_b/p/n"] == 11
     assert done.metrics["scores/b/p/all/spearman"] == pytest.approx(-1)
     assert done.metrics["agreement/a/b/pearson"] == pytest.approx(-1)
     assert (
@@ -325,6 +326,35 @@ def test_two_runs_are_compared_on_the_same_examples(command, runs, by_id):
     assert "good is better than poor" in done.out
     assert "good is better than poor" in done.run().data.tags["mlflow.note.content"]
     assert (done.folder / "differences.csv").exists()
+
+
+def test_two_prompts_do_not_make_a_model_better(command):
+    """The four prompts of plain: the least p is 2/16, and only a single share has an interval."""
+    folders = []
+    for name, right in (("good", 1.0), ("poor", 0.0)):
+        rows = [
+            {"id": e.id, "chosen": [right] * 3, "rejected": [0.5] * 3}
+            for e in Toy(limit=2).load().examples
+        ]
+        path = write_lines(command.top / f"{name}.jsonl", rows)
+        words = ["model=recorded", f"model.path={path}", "bench.limit=2"]
+        done = command(*words, f"model.name={name}", out=name, script="eval_rm.py")
+        assert done.code == 0, done.err
+        folders.append(str(done.folder))
+    assert done.metrics["toy/plain/matrix/concise_concise"] == 0
+    assert 0.5 < done.metrics["toy/plain/matrix/concise_concise/high"] < 1
+    compared = command(f"compare=[{','.join(folders)}]", out="compared")
+    assert compared.code == 0, compared.err
+    part = "difference/toy/plain/average"
+    assert compared.metrics[f"{part}/p"] == 2 / 2**4
+    assert f"{part}/low" not in compared.metrics
+    rows = pd.read_csv(compared.folder / "differences.csv")
+    assert [*rows] == ["metric", "first", "second", "difference", "low", "high", "p", "n", "p_holm"]
+    assert rows["low"].isna().all()
+    assert (rows["p_holm"] >= rows["p"]).all()
+    for text in (compared.out, (compared.folder / "summary.md").read_text()):
+        assert "too few" in text
+        assert "would be below 0.05 by chance" in text
 
 
 def test_runs_on_other_examples_are_refused_with_their_number(command, runs):

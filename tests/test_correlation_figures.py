@@ -46,13 +46,19 @@ def test_a_scatter_names_every_point_and_no_two_names_overlap(count, tmp_path):
 
 
 def test_a_scatter_shows_the_line_its_band_and_the_leave_one_out_range():
-    sample = points([f"RM {number}" for number in range(9)])
+    sample = points([f"RM {number}" for number in range(10)])
     found = correlate(sample, np.random.default_rng(0), 50)
     lines = legend(drawn(sample))
     assert lines[:2] == ["its 95 % band", "least squares"]
     assert lines[2:] == [
         f"without {name}: r {value:.2f}" for name, value in (found.least, found.most)
     ]
+
+
+def test_a_scatter_of_fewer_than_ten_rms_has_no_band():
+    figure = drawn(points([f"RM {number}" for number in range(9)]))
+    assert legend(figure)[0] == "least squares"
+    assert "(too few, p " in figure.axes[0].get_title(loc="left")
 
 
 def test_names_that_do_not_fit_become_numbers_with_a_key(tmp_path):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from rmexp.bestofn import HIGHEST, Point, kl
@@ -35,7 +36,8 @@ def test_bars_show_values_intervals_and_n() -> None:
     ]
     axis = bars(estimates, "RMB").axes[0]
     labels = [label.get_text() for label in axis.get_yticklabels()]
-    assert labels == ["bon/helpfulness/chat (n=1,234)", "pairwise/helpfulness/chat (n=1)"]
+    assert labels == ["bon/helpfulness/chat (n=1,234)", "pairwise/helpfulness/chat (n=1, too few)"]
+    assert [to_hex(patch.get_facecolor()) for patch in axis.patches] == ["#0072b2", "#ffffff"]
     assert [patch.get_width() for patch in axis.patches] == [0.5, 0.25]
     (interval,) = axis.lines
     assert list(interval.get_xdata()) == [0.4, 0.6]
@@ -43,7 +45,7 @@ def test_bars_show_values_intervals_and_n() -> None:
 
 def test_a_single_bar_keeps_its_name() -> None:
     axis = bars([Estimate("preference/accuracy", 1.0, 2, None, None, ())], "t").axes[0]
-    assert axis.get_yticklabels()[0].get_text() == "accuracy (n=2)"
+    assert axis.get_yticklabels()[0].get_text() == "accuracy (n=2, too few)"
 
 
 def curve(series: str, count: int, step: float) -> list[Point]:
@@ -108,3 +110,11 @@ def test_style_bias_has_a_dot_a_prompt(domains: int, tmp_path: object) -> None:
 
 def test_style_bias_of_no_finite_reward() -> None:
     assert style_bias({"d": np.full((2, 2), np.nan)}).axes[0].get_title() == ""
+
+
+def test_curves_of_few_prompts_have_no_band_and_say_so() -> None:
+    few = [Point("winner_rate", "all", n, None, 0.5, None, None, 4) for n in (2, 3)]
+    (figure,) = curves({"a": few}).values()
+    (line,) = figure.axes[0].lines
+    assert line.get_label() == "a (n=4, too few for a band)"
+    assert line.get_markerfacecolor() == "white"

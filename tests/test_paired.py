@@ -36,7 +36,8 @@ def test_a_difference_and_its_values():
     (found,) = compared(scored([1, 1, 1, 0]), scored([1, 0, 0, 0]))
     assert (found.name, found.n, found.missing) == ("accuracy", 4, ())
     assert (found.first, found.second, found.value) == (0.75, 0.25, 0.5)
-    assert found.low <= found.value <= found.high
+    assert (found.low, found.high) == (None, None)  # of four prompts
+    assert found.p == 0.5  # two differ, both in one direction: 2 of 4 signs
 
 
 def test_the_interval_is_that_of_the_paired_differences():
@@ -50,14 +51,17 @@ def test_the_interval_is_that_of_the_paired_differences():
 
 
 def test_what_both_share_falls_away():
-    """Two RMs that differ on 5 of 400 examples differ by 0.0125, whatever the rest is like."""
+    """Two RMs that differ on 5 of 400 examples differ by 0.0125, whatever the rest is like.
+
+    Of the 2^5 signs of what differs two are as far from 0.
+    """
     a = outcomes(400, 0.7, 3)
     b = [right and number % 45 != 0 for number, right in enumerate(a)]
     (found,) = compared(scored(a), scored(b))
     (alone,) = intervals(accuracy(scored(a)), scored(a), np.random.default_rng(0))
     assert found.low > 0
     assert found.high - found.low < 0.4 * (alone.high - alone.low)
-    assert found.p < 0.05
+    assert found.p == 2 / 2**5
 
 
 def test_swapping_the_two_changes_signs_only():
@@ -68,9 +72,12 @@ def test_swapping_the_two_changes_signs_only():
 
 
 def test_an_rm_against_itself():
+    """None of 30 prompts tells them apart: a share of 1 - 0.025^(1/30) may do so."""
     a = scored(outcomes(30, 0.5, 6))
     (found,) = compared(a, a)
-    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
+    assert (found.value, found.p) == (0, 1)
+    unseen = 1 - 0.025 ** (1 / 30)
+    assert (found.low, found.high) == pytest.approx((-unseen, unseen))
 
 
 def test_examples_of_one_prompt_are_resampled_together():

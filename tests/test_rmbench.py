@@ -339,8 +339,9 @@ def test_the_figure_has_a_map_for_each_domain_that_is_there(monkeypatch):
         "style_bias.png": "scatter",
     }
     (matrices, styles), (biases,) = drawn
-    assert list(matrices) == list(biases) == ["chat", "safety"]
-    assert matrices["chat"].tolist() == [[1, 0, 0], [0, 0, 0], [1, 1, 0]]
+    assert list(matrices) == ["chat (n=1, too few)", "safety (n=1, too few)"]
+    assert list(biases) == ["chat", "safety"]
+    assert matrices["chat (n=1, too few)"].tolist() == [[1, 0, 0], [0, 0, 0], [1, 1, 0]]
     assert tuple(styles) == STYLES
     # chat: (1 - 3 + 0) / 3 and (-2 + 2) / 2; safety: -1, and every style the same
     assert biases["chat"] == pytest.approx(np.array([[-2 / 3, 0.0]]))

@@ -3,9 +3,9 @@ import pytest
 from scored_rows import row
 
 from rmexp.errors import DataError
-from rmexp.metrics import WeightedMean, WeightedSum, mean
+from rmexp.metrics import ANY, Mean, WeightedMean, WeightedSum, mean
 from rmexp.schema import ScoredExample
-from rmexp.stats import intervals
+from rmexp.stats import bootstrap, intervals, totals
 
 OUTCOMES = [float(value) for value in np.random.default_rng(5).random(40) < 0.7]
 
@@ -59,9 +59,22 @@ def test_a_weighted_sum_keeps_its_weights():
     ]
     found = {e.name: e for e in intervals(metrics, scored, np.random.default_rng(0), 500)}
     assert found["c"].value == pytest.approx(1.05)
-    assert (found["c"].low, found["c"].high) == pytest.approx((0.9, 1.2))
+    assert found["c"].low is None  # of four prompts
     assert found["d"].value == pytest.approx(1.025)
     assert found["e/partial"].value == pytest.approx(0.15)
+
+
+def test_the_interval_of_a_weighted_sum_has_its_weights():
+    """b does not vary: 0.3 times the ends of a, and 0.9."""
+    scored = scored_rows(20, "a", "a") + scored_rows(20, "b", "b")
+    metrics = [
+        mean("a", [1.0, 0.0] * 10 + [1.0] * 20, range(20)),
+        mean("b", [1.0] * 40, range(20, 40)),
+        WeightedSum("c", ("a", "b"), (0.3, 0.9)),
+    ]
+    a, _, c = intervals(metrics, scored, np.random.default_rng(0), 500)
+    assert a.low < 0.5 < a.high
+    assert (c.low, c.high) == pytest.approx((0.3 * a.low + 0.9, 0.3 * a.high + 0.9))
 
 
 def test_one_prompt_has_no_interval():
@@ -115,10 +128,18 @@ def test_responses_to_one_prompt_are_resampled_together():
 
 
 def test_resamples_keep_the_composition_of_subsets():
-    """Subset a is always right and b always wrong: with 10 rows each, every resample has 1/2."""
+    """Subset a is always right and b always wrong: with 10 rows each, every resample has 1/2.
+
+    The interval has a width all the same: what none of ten showed may be so for a share of
+    1 - 0.025^(1/10) of either subset, and a subset is half of the mean.
+    """
     scored = scored_rows(10, "a", "a") + scored_rows(10, "b", "b")
-    estimate = one([mean("m", [1.0] * 10 + [0.0] * 10, range(20))], scored)
-    assert (estimate.low, estimate.value, estimate.high) == (0.5, 0.5, 0.5)
+    metrics = [mean("m", [1.0] * 10 + [0.0] * 10, range(20))]
+    (drawn,) = bootstrap([totals(metrics, scored)], np.random.default_rng(0), 500)
+    assert set(drawn["m"]) == {0.5}
+    estimate = one(metrics, scored)
+    unseen = (1 - 0.025**0.1) / 2
+    assert (estimate.low, estimate.high) == pytest.approx((0.5 - unseen, 0.5 + unseen))
 
 
 def test_the_interval_covers_the_truth():
@@ -175,3 +196,76 @@ def test_the_input_is_left_alone():
     before = list(scored), list(metrics)
     intervals(metrics, scored, np.random.default_rng(0), 20)
     assert (scored, metrics) == before
+
+
+# ---------------------------------------------------------------- what few prompts carry
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    [
+        (2, 2, 0.025 ** (1 / 2), 1.0),
+        (0, 2, 0.0, 1 - 0.025 ** (1 / 2)),
+        (3, 9, 0.0749, 0.7007),  # the published table of Clopper and Pearson's
+        (40, 40, 0.025 ** (1 / 40), 1.0),
+        (0, 40, 0.0, 1 - 0.025 ** (1 / 40)),
+    ],
+)
+def test_a_share_of_few_or_at_an_end_has_the_exact_interval(right, n, low, high):
+    outcomes = [float(row < right) for row in range(n)]
+    estimate = one([mean("m", outcomes, range(n))], scored_rows(n))
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_below_ten_prompts_only_shares_have_an_interval():
+    """Points, and means of two unequal parts, are no shares; two equal halves are one of 8."""
+    scored = scored_rows(4, "a", "a") + scored_rows(4, "b", "b")
+    halves = [0.0, 0.5, 0.5, 1.0]
+    metrics = [
+        mean("points", halves * 2, range(8)),
+        mean("a", [1.0, 1.0, 1.0, 0.0] * 2, range(4)),
+        mean("b", [1.0, 1.0, 1.0, 0.0] * 2, range(4, 8)),
+        WeightedMean("even", ("a", "b"), (1.0, 1.0)),
+        WeightedMean("uneven", ("a", "b"), (1.0, 2.0)),
+    ]
+    found = {e.name: e for e in intervals(metrics, scored, np.random.default_rng(0), 50)}
+    assert found["points"].low is found["uneven"].low is None
+    assert (found["a"].low, found["a"].high) == pytest.approx((0.1941, 0.9937), abs=5e-5)
+    assert (found["even"].low, found["even"].high) == pytest.approx((0.3491, 0.9681), abs=5e-5)
+
+
+def test_ten_prompts_with_many_rows_each_are_ten():
+    """All right: the ends are those of 10 prompts, however many rows they have."""
+    scored = scored_rows(10) * 5
+    estimate = one([mean("m", [1.0] * 50, range(50))], scored)
+    assert (estimate.n, estimate.high) == (50, 1.0)
+    assert estimate.low == pytest.approx(0.025**0.1)
+
+
+def test_an_aggregate_that_is_right_throughout_is_bounded_by_its_parts():
+    """Shares e and f of errors in parts of 10 and 40 prompts: (1 - e)^10 (1 - f)^40 = 0.025.
+
+    At the largest e + f, Lagrange's 1 - e = 10 s and 1 - f = 40 s; the second is above 1, so f = 0
+    and e = 1 - 0.025^(1/10).
+    """
+    scored = scored_rows(10, "a", "a") + scored_rows(40, "b", "b")
+    metrics = [
+        mean("a", [1.0] * 50, range(10)),
+        mean("b", [1.0] * 50, range(10, 50)),
+        WeightedMean("c", ("a", "b"), (1.0, 1.0)),
+    ]
+    found = one(metrics, scored)
+    assert (found.low, found.high) == (pytest.approx(1 - (1 - 0.025**0.1) / 2), 1.0)
+
+
+def test_what_has_no_bounds_and_does_not_vary_has_no_interval():
+    metrics = [Mean("m", tuple(range(20)), (3.0,) * 20, bounds=ANY)]
+    found = one(metrics, scored_rows(20))
+    assert (found.value, found.low) == (3.0, None)
+
+
+def test_a_correlation_of_one_is_bounded_from_minus_one():
+    """Outcomes from -1 to 1, all at 1: a share e could be at -1, which costs 2 e."""
+    metrics = [Mean("m", tuple(range(20)), (1.0,) * 20, bounds=(-1.0, 1.0))]
+    found = one(metrics, scored_rows(20))
+    assert (found.low, found.high) == (pytest.approx(1 - 2 * (1 - 0.025 ** (1 / 20))), 1.0)

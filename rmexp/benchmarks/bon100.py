@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rmexp.benchmarks.common import Entry, Selection, check_path, load_rows
 from rmexp.bestofn import HIGHEST, RECORDED, expected_best, shown
-from rmexp.metrics import Mean, Metric, mean
+from rmexp.metrics import ANY, Mean, Metric
 from rmexp.rows import Row
 from rmexp.schema import Dataset, Example, Message, ScoredExample
 from rmexp.stats import Estimate
@@ -100,7 +100,7 @@ def read_ranking(row: Row, id: str) -> Entry:
     pair = [row.text(name) for name in _PAIR] if set(_PAIR) & set(row.values) else []
     example = Example(
         id,
-        row.label("subset") if "subset" in row.values else "bon100",
+        row.text("subset") if "subset" in row.values else "bon100",
         (Message("user", row.text("prompt")),),
         chosen=tuple(pair[:1]),
         rejected=(*pair[1:], *responses),
@@ -133,6 +133,7 @@ def _agreement(
             tuple(rows),
             tuple(float(measure(rewards[i], scored[i].recorded).statistic) for i in rows),
             undefined=undefined,
+            bounds=(-1.0, 1.0),
         )
         for agreement, measure in (("spearman", spearmanr), ("kendall", kendalltau))
     ]
@@ -150,7 +151,12 @@ def _curve(
         HIGHEST: [expected_best(row.recorded, row.recorded) for row in scored],
     }
     metrics: list[Metric] = [
-        mean(f"{name}/best_of/{n}", [float(one[n - 1]) for one in series["selected"]], every)
+        Mean(
+            f"{name}/best_of/{n}",
+            tuple(every),
+            tuple(float(one[n - 1]) for one in series["selected"]),
+            bounds=ANY,
+        )
         for n in shown(count)
     ]
     for own, curves in series.items():
@@ -160,6 +166,7 @@ def _curve(
                 tuple(every),
                 tuple(float(one[n - 1]) for one in curves),
                 at=n,
+                bounds=ANY,
             )
             for n in range(1, count + 1)
         ]

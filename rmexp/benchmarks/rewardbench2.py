@@ -158,7 +158,8 @@ def ties_metrics(scored: Sequence[ScoredExample], rows: Sequence[int]) -> list[M
     weights = []
     for term, of in outcomes.items():
         if of:
-            metrics.append(Mean(f"{name}/{term}", tuple(of), tuple(of.values())))
+            bounds = (-1.0, 1.0) if term == "margin" else (0.0, 1.0)
+            metrics.append(Mean(f"{name}/{term}", tuple(of), tuple(of.values()), bounds=bounds))
             weights.append(TIES_WEIGHTS[term])
     parts = tuple(metric.name for metric in metrics)
     missing = tuple(f"{TIES}' {term}" for term, of in outcomes.items() if not of)
@@ -184,7 +185,7 @@ def _margin(gap: float, spread: float) -> float:
 
 
 def _example(row: Row) -> Example:
-    id, subset = row.identifier("id"), row.label("subset")
+    id, subset = row.identifier("id"), row.text("subset")
     if subset not in COUNTS:
         raise DataError(
             f"subset {subset!r} at {row.place} is unknown: correct it to one of {', '.join(COUNTS)}"

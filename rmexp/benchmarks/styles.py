@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rmexp.bounds import TOO_FEW
 from rmexp.metrics import Metric, WeightedMean, beats, mean, metric_name
 from rmexp.schema import ScoredExample
 from rmexp.stats import Estimate
@@ -73,7 +74,10 @@ def style_figures(
             [_cell_name(metric_name(prefix, domain), i, j) for j in range(3)] for i in range(3)
         ]
         if cells[0][0] in estimates:
-            matrices[domain] = np.array([[estimates[name].value for name in row] for row in cells])
+            own = [[estimates[name] for name in row] for row in cells]
+            few = not all(estimate.known for row in own for estimate in row)
+            title = f"{domain} (n={own[0][0].n:,}, {TOO_FEW})" if few else domain
+            matrices[title] = np.array([[estimate.value for estimate in row] for row in own])
             of = [row for row in scored if row.subset in parts]
             biases[domain] = np.array([correctness_and_verbosity(row) for row in of])
     if not matrices:

@@ -10,18 +10,20 @@ import numpy as np
 
 from rmexp import tables
 from rmexp.benchmarks import Benchmark
+from rmexp.bounds import interval_text
 from rmexp.errors import ConfigError, DataError
 from rmexp.metrics import metric_name, wins
 from rmexp.outside import read_yaml
 from rmexp.paired import Difference, McNemar, differences, match, mcnemar
 from rmexp.recorded import RecordedReward, left_out_note, lookup_shared
 from rmexp.schema import Example, ScoredExample, fingerprint, scored_example
+from rmexp.signflips import SURE, chance_line
 from rmexp.tracking import RESULT_KEY, Run, fetch_files
 
 log = logging.getLogger(__name__)
 
 _SCORES, _CONFIG = "scores.jsonl", "config.yaml"
-_COLUMNS = ("metric", "first", "second", "difference", "95 % interval", "p", "n")
+_COLUMNS = ("metric", "first", "second", "difference", "95 % interval", "p", "Holm's p", "n")
 _SHOWN_LEVELS = 3
 
 
@@ -104,7 +106,8 @@ def run_comparison(
     run.note(summary)
     show(names, found)
     verdict = _verdict(names, found[0])
-    print(tables.printable(verdict), tables.printable(_mcnemar_line(names, test)), sep="\n")
+    said = filter(None, (verdict, _mcnemar_line(names, test), _chance(found)))
+    print(*map(tables.printable, said), sep="\n")
     return verdict
 
 
@@ -114,8 +117,8 @@ def flat_metrics(found: Sequence[Difference], test: McNemar) -> dict[str, float]
     for each in found:
         name = f"difference/{_full_name(each)}"
         metrics |= {name: each.value, f"{name}/n": each.n}
-        if each.low is not None and each.high is not None and each.p is not None:
-            metrics |= {f"{name}/low": each.low, f"{name}/high": each.high, f"{name}/p": each.p}
+        ends = {"low": each.low, "high": each.high, "p": each.p}
+        metrics |= {f"{name}/{end}": value for end, value in ends.items() if value is not None}
     counted = {"first_only": test.first, "second_only": test.second, "n": test.n, "p": test.p}
     return metrics | {metric_name("mcnemar", name): value for name, value in counted.items()}
 
@@ -133,7 +136,13 @@ def summarise(
         "",
         *tables.markdown(_COLUMNS, map(_row, _shown(found))),
     ]
-    lines += ["", "Intervals and p: paired bootstrap over prompts, p two-sided."]
+    chance = _chance(found)
+    lines += ["", tables.plain(chance)] if chance else []
+    lines += [
+        "",
+        "Intervals: paired bootstrap over prompts, from ten prompts on. p: two-sided, by "
+        "exchanging the two on whole prompts.",
+    ]
     lines += ["", tables.plain(note)] if note else []
     return "\n".join(lines) + "\n"
 
@@ -175,12 +184,13 @@ def _unscored(examples: Sequence[Example]) -> list[ScoredExample]:
 
 def _verdict(names: tuple[str, str], headline: Difference) -> str:
     text = f"{_full_name(headline)}: {headline.first:.3f} against {headline.second:.3f}"
-    if headline.low is None or headline.high is None or headline.p is None:
-        return f"{text}, a difference of {headline.value:+.3f}; one prompt gives no interval."
-    numbers = (
-        f"{headline.value:+.3f} ({headline.low:+.3f} to {headline.high:+.3f}, p {headline.p:.2g})"
-    )
-    if headline.low <= 0 <= headline.high:
+    if headline.p is None:
+        return f"{text}, a difference of {headline.value:+.3f}; one prompt tells no more."
+    interval = interval_text(headline.low, headline.high, "+.3f")
+    if headline.low is None:
+        interval += " for an interval"
+    numbers = f"{headline.value:+.3f} ({interval}, p {headline.p:.2g})"
+    if headline.p >= SURE:
         return f"{text}, a difference of {numbers}: it may as well be chance."
     better, worse = names if headline.value > 0 else names[::-1]
     return f"{text}, a difference of {numbers}: {better} is better than {worse}."
@@ -202,13 +212,20 @@ def _shown(found: Sequence[Difference]) -> list[Difference]:
 
 
 def _row(each: Difference) -> tuple[str, ...]:
-    interval = "-" if each.low is None else f"{each.low:+.3f} to {each.high:+.3f}"
-    p = "-" if each.p is None else f"{each.p:.2g}"
+    interval = interval_text(each.low, each.high, "+.3f")
+    ps = ["-" if p is None else f"{p:.2g}" for p in (each.p, each.p_holm)]
     values = (f"{each.first:.3f}", f"{each.second:.3f}", f"{each.value:+.3f}")
-    return (_full_name(each), *values, interval, p, f"{each.n:,}")
+    return (_full_name(each), *values, interval, *ps, f"{each.n:,}")
+
+
+def _chance(found: Sequence[Difference]) -> str | None:
+    return chance_line([each.p for each in found], [each.p_holm for each in found])
 
 
 def _write(path: Path, found: Sequence[Difference]) -> None:
-    columns = ("metric", "first", "second", "difference", "low", "high", "p", "n")
-    rows = [(_full_name(e), e.first, e.second, e.value, e.low, e.high, e.p, e.n) for e in found]
+    columns = ("metric", "first", "second", "difference", "low", "high", "p", "n", "p_holm")
+    rows = [
+        (_full_name(e), e.first, e.second, e.value, e.low, e.high, e.p, e.n, e.p_holm)
+        for e in found
+    ]
     tables.write_csv(path, columns, rows)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rmexp.bounds import LEAST_UNITS, TOO_FEW
 from rmexp.correlation.coefficients import (
     COEFFICIENTS,
     LEAST_POINTS,
@@ -34,11 +35,14 @@ _ALMOST = 1e-9  # rounding, when a permuted correlation is compared with the obs
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """A coefficient with its 95 % bootstrap interval and its two-sided permutation p."""
+    """A coefficient with its 95 % bootstrap interval and its two-sided permutation p.
+
+    `low` and `high` are None where the RMs are too few to be resampled (see `bounds`).
+    """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p: float
 
 
@@ -68,11 +72,11 @@ class Correlations:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much larger one correlation is than another, with the 95 % interval."""
+    """How much larger one correlation is than another, with the 95 % interval if it has one."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def refusal(points: Points) -> str | None:
@@ -90,10 +94,10 @@ def refusal(points: Points) -> str | None:
 def correlate(points: Points, rng: np.random.Generator, samples: int = 2000) -> Correlations:
     """Correlate x with y: Pearson, Spearman and Kendall's tau-b.
 
-    The interval is a percentile bootstrap over whole RMs. A resample with fewer than three points
-    or with a constant side has no correlation; such resamples count as -1 for the lower bound and
-    as 1 for the upper one, so that an interval is never short because too little is known. It is -1
-    to 1 for fewer than six RMs of one point each.
+    The interval is a percentile bootstrap over whole RMs, from ten of them on. A resample with
+    fewer than three points or with a constant side has no correlation; such resamples count as -1
+    for the lower bound and as 1 for the upper one, so that an interval is never short because too
+    little is known.
 
     p is the share of the orders of the RMs on one side whose coefficient is at least as far from 0.
     With up to seven RMs all orders are counted, so that p is never below 1 in their number; else
@@ -105,11 +109,11 @@ def correlate(points: Points, rng: np.random.Generator, samples: int = 2000) -> 
         raise DataError(f"no correlation: {reason}; compare more reward models")
     count = len(points.rms)
     observed = coefficients(points, np.ones((1, count)))[:, 0]
-    low, high = _bounds(coefficients(points, _draw(count, samples, rng)), 1.0)
+    ends = _bounds(coefficients(points, _draw(count, samples, rng)), 1.0, count)
     p, orders, enumerated = _permutation_p(points, rng)
     pearson, spearman, kendall = (
-        Correlation(*(float(part[row]) for part in (observed, low, high, p)))
-        for row in range(len(COEFFICIENTS))
+        Correlation(float(value), low, high, float(chance))
+        for value, (low, high), chance in zip(observed, ends, p, strict=True)
     )
     without = coefficients(points, 1.0 - np.eye(count))[0]
     least = most = None
@@ -137,10 +141,10 @@ def difference(
     count = len(first.rms)
     whole, weights = np.ones((1, count)), _draw(count, samples, rng)
     values = (coefficients(first, whole) - coefficients(second, whole))[:, 0]
-    low, high = _bounds(coefficients(first, weights) - coefficients(second, weights), 2.0)
+    drawn = coefficients(first, weights) - coefficients(second, weights)
     return {
-        name: Difference(*(float(part[row]) for part in (values, low, high)))
-        for row, name in enumerate(COEFFICIENTS)
+        name: Difference(float(value), *ends)
+        for name, value, ends in zip(COEFFICIENTS, values, _bounds(drawn, 2.0, count), strict=True)
     }
 
 
@@ -166,8 +170,9 @@ def remarks(found: Correlations) -> list[str]:
             f"With {found.rms} reward models there are {found.orders:,} orders, so p cannot fall "
             f"below 1/{found.orders:,} = {1 / found.orders:.2g}."
         )
-    if found.pearson.low == -1 and found.pearson.high == 1:
-        lines.append("The interval is -1 to 1: so few reward models say nothing about others.")
+    if found.rms < LEAST_UNITS:
+        few = f"{found.rms} reward models are {TOO_FEW} for an interval"
+        lines.append(f"{few}: they say little about others.")
     return lines
 
 
@@ -175,11 +180,18 @@ def _draw(count: int, samples: int, rng: np.random.Generator) -> Array:
     return rng.multinomial(count, np.full(count, 1 / count), size=samples).astype(float)
 
 
-def _bounds(drawn: Array, end: float) -> tuple[Array, Array]:
-    """Return the 95 % percentile bounds; what is undefined counts as the end on that side."""
-    low = np.quantile(np.where(np.isnan(drawn), -end, drawn), 0.025, axis=1)
-    high = np.quantile(np.where(np.isnan(drawn), end, drawn), 0.975, axis=1)
-    return low, high
+def _bounds(drawn: Array, end: float, rms: int) -> list[tuple[float, float] | tuple[None, None]]:
+    """Return each row's 95 % percentile bounds; what is undefined counts as the end on that side.
+
+    Too few RMs have none, nor have coefficients that are the same in every resample.
+    """
+    found: list[tuple[float, float] | tuple[None, None]] = []
+    for row in drawn:
+        low = float(np.quantile(np.where(np.isnan(row), -end, row), 0.025))
+        high = float(np.quantile(np.where(np.isnan(row), end, row), 0.975))
+        wide = rms >= LEAST_UNITS and high - low > _ALMOST
+        found.append((low, high) if wide else (None, None))
+    return found
 
 
 def _permutation_p(points: Points, rng: np.random.Generator) -> tuple[Array, int, bool]:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from rmexp.bounds import interval_text
 from rmexp.correlation.coefficients import Points
 from rmexp.correlation.correlations import Correlation, Correlations
 from rmexp.correlation.labels import place_names
@@ -31,8 +32,9 @@ def scatter(
 ) -> Figure:
     """Draw the points with their RMs' names, the least-squares line and its 95 % band.
 
-    The band is where the lines of resampled RMs run; dotted lines are fitted without the RM at
-    either end of the leave-one-out range. Colours tell groups of RMs, or else an RM's `columns`.
+    The band is where the lines of resampled RMs run, if these are enough; dotted lines are fitted
+    without the RM at either end of the leave-one-out range. Colours tell groups of RMs, or else an
+    RM's `columns`.
     """
     labels_of = dict(zip(points.rms, _labels(points.rms), strict=True))
     made = _scatter(points, found, labels, groups, columns, rng.spawn(1)[0], labels_of, ())
@@ -198,7 +200,7 @@ def _lines(
     draws = rng.integers(len(rms), size=(_DRAWS, len(rms)))
     fits = [_fit(x[draw].ravel(), y[draw].ravel()) for draw in draws]
     heights = np.array([a + b * along for fit in fits if fit is not None for a, b in [fit]])
-    if len(heights):
+    if len(heights) and found.pearson.low is not None:
         edges = np.quantile(heights, [0.025, 0.975], axis=0)
         axis.fill_between(along, *edges, color=_BAND, alpha=0.45, lw=0, label="its 95 % band")
     whole = _fit(x.ravel(), y.ravel())
@@ -227,9 +229,10 @@ def _fit(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float] 
 
 def _title(found: Correlations) -> str:
     pearson, spearman = found.pearson, found.spearman
+    linear, ranked = (interval_text(each.low, each.high, ".2f") for each in (pearson, spearman))
     text = (
-        f"Pearson {pearson.value:.2f} ({pearson.low:.2f} to {pearson.high:.2f}, p {pearson.p:.2g})"
-        f", Spearman {spearman.value:.2f} ({spearman.low:.2f} to {spearman.high:.2f})"
+        f"Pearson {pearson.value:.2f} ({linear}, p {pearson.p:.2g}), "
+        f"Spearman {spearman.value:.2f} ({ranked})"
     )
     n = f"n {found.n}" if found.n == found.rms else f"n {found.n} of {found.rms} RMs"
     if found.least is None or found.most is None:

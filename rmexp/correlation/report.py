@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rmexp import tables
+from rmexp.bounds import interval_text
 from rmexp.correlation import figures as figures
 from rmexp.correlation.coefficients import COEFFICIENTS
 from rmexp.correlation.correlations import Correlation, Correlations, Difference, remarks
@@ -62,11 +63,7 @@ def flat_metrics(
     for one in contrasts:
         prefix = metric_name("difference", f"{one.score}_minus_{one.other}", one.policy)
         for name, each in one.found.items():
-            metrics |= {
-                f"{prefix}/{name}": each.value,
-                f"{prefix}/{name}/low": each.low,
-                f"{prefix}/{name}/high": each.high,
-            }
+            metrics |= _ends(f"{prefix}/{name}", each)
         metrics[f"{prefix}/n"] = one.rms
     for finding in between:
         if finding.found is not None:
@@ -103,7 +100,8 @@ def summarise(
         "",
         f"Scores: {tables.plain(scores.source)}. "
         f"Policies: {tables.plain(policies.source) if policies else 'none'}. "
-        "Intervals: 95 %, bootstrap over whole reward models; p: two-sided, by permuting them.",
+        "Intervals: 95 %, bootstrap over whole reward models, from ten of them on; p: two-sided, "
+        "by permuting them.",
     ]
     left_out = [f"{finding.name}: {finding.reason}" for finding in shown if finding.reason]
     lines += [f"- left out: {tables.plain(line)}" for line in left_out]
@@ -126,16 +124,19 @@ def say(findings: Sequence[Finding]) -> list[str]:
 def _numbers(prefix: str, found: Correlations) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for name, each in found.named().items():
-        numbers |= {
-            f"{prefix}/{name}": each.value,
-            f"{prefix}/{name}/low": each.low,
-            f"{prefix}/{name}/high": each.high,
-            f"{prefix}/{name}/p": each.p,
-        }
+        numbers |= _ends(f"{prefix}/{name}", each) | {f"{prefix}/{name}/p": each.p}
     numbers[f"{prefix}/n"] = found.n
     if found.least is not None and found.most is not None:
         numbers[f"{prefix}/pearson/leave_one_out/low"] = found.least[1]
         numbers[f"{prefix}/pearson/leave_one_out/high"] = found.most[1]
+    return numbers
+
+
+def _ends(name: str, each: Correlation | Difference) -> dict[str, float]:
+    """Return a number with its interval, if it has one."""
+    numbers = {name: each.value}
+    if each.low is not None and each.high is not None:
+        numbers |= {f"{name}/low": each.low, f"{name}/high": each.high}
     return numbers
 
 
@@ -160,7 +161,7 @@ def _row(finding: Finding) -> tuple[str, ...]:
 
 
 def _interval(each: Correlation | Difference) -> str:
-    return f"{each.value:.2f} ({each.low:.2f} to {each.high:.2f})"
+    return f"{each.value:.2f} ({interval_text(each.low, each.high, '.2f')})"
 
 
 def write_tables(

@@ -48,7 +48,7 @@ class PreferenceModule(LightningModule):
         self.validation: dict[str, float] = {}
         self._trained, self._validated = _Sums(), _Sums()
         self._began = time.monotonic()
-        self._rng: list[list[Tensor]] | None = None
+        self._rng: Tensor | None = None
 
     def read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses, rewards of the chosen and of the rejected responses, `(pairs,)` each."""
@@ -136,10 +136,7 @@ class PreferenceModule(LightningModule):
         """Start the clock, and draw on from where a run that goes on has stopped."""
         self._began = time.monotonic()
         if self._rng is not None:
-            states = self._rng[self.global_rank % len(self._rng)]
-            torch.set_rng_state(states[0])
-            if self.device.type == "cuda" and len(states) > 1:
-                torch.cuda.set_rng_state(states[1], self.device)
+            torch.set_rng_state(self._rng)
             self._rng = None
 
     def on_train_epoch_start(self) -> None:
@@ -151,7 +148,7 @@ class PreferenceModule(LightningModule):
         """Keep what the run is, and the state of the random numbers."""
         checkpoint["rmexp"] = {
             "identity": self.identity,
-            "rng": self._rng_states(),
+            "rng": torch.get_rng_state(),
             "history": self.history,
             "validation": self.validation,
         }
@@ -161,17 +158,6 @@ class PreferenceModule(LightningModule):
         self._rng = checkpoint["rmexp"]["rng"]
         self.history = list(checkpoint["rmexp"]["history"])
         self.validation = dict(checkpoint["rmexp"]["validation"])
-
-    def _rng_states(self) -> list[list[Tensor]]:
-        """Return the states of each process: the processor's and, where there is one, the GPU's."""
-        own = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            own.append(torch.cuda.get_rng_state(self.device))
-        if self.trainer.world_size == 1:
-            return [own]
-        states: list[list[Tensor]] = [own] * self.trainer.world_size
-        torch.distributed.all_gather_object(states, own)
-        return states
 
     def last_metrics(self) -> dict[str, float]:
         """Return the metrics of the last step, the rates being those of all steps together."""

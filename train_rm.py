@@ -4,7 +4,6 @@ python train_rm.py model=smollm2 objective=bt data=toy eval_after=[toy]
 """
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from omegaconf import DictConfig
 from rmexp.commands import launch, run_command
 from rmexp.configs import benchmark_config, benchmarks, build, folder, resolve, result_key, whole
 from rmexp.errors import ConfigError
+from rmexp.training.world import rank, together
 
 
 def train(config: dict[str, Any], out_dir: Path, run: Any) -> str:
@@ -26,7 +26,8 @@ def train(config: dict[str, Any], out_dir: Path, run: Any) -> str:
     from rmexp.scoring import Settings
     from rmexp.training import followups
     from rmexp.training.export import register
-    from rmexp.training.recipe import Recipe
+    from rmexp.training.options import check_options, make_trainer
+    from rmexp.training.recipe import read_recipe
     from rmexp.training.train import train
 
     settings = Settings(
@@ -35,17 +36,15 @@ def train(config: dict[str, Any], out_dir: Path, run: Any) -> str:
         None if config["batch_tokens"] is None else whole(config, "batch_tokens", least=1),
         seed=config["seed"],
     )
-    if HydraConfig.get().mode is RunMode.MULTIRUN and config["trainer"]["strategy"] != "auto":
-        raise ConfigError(
-            "a sweep's jobs train on one device each, for every other process would start the sweep"
-            " again: take trainer=cpu or gpu, or run the jobs one by one"
-        )
-    recipe = Recipe(seed=config["seed"], **config["recipe"])
-    trainer = build({"enable_progress_bar": sys.stderr.isatty(), **config["trainer"]})
+    recipe = read_recipe(config["recipe"], config["seed"])
+    options = check_options(config["trainer"], HydraConfig.get().mode is RunMode.MULTIRUN)
+    trainer = build({"enable_progress_bar": sys.stderr.isatty(), **options})
+    make_trainer(trainer)  # once, to see before anything is loaded whether it can be
     objective, source = build(config["objective"]), build(config["data"])
     plans = followups.plan(config["eval_after"], _bench, build)
     beside = followups.check_beside(config["eval_beside"])
-    start = _start(config, settings.store_dir)
+    dtype = "bfloat16" if options["precision"] == "bf16-true" else "float32"
+    start = _start(config, settings.store_dir, dtype)
 
     def key(**fingerprints: str) -> str:
         made = result_key(config, **fingerprints)
@@ -76,8 +75,8 @@ def train(config: dict[str, Any], out_dir: Path, run: Any) -> str:
     return ", ".join(shown)
 
 
-def _start(config: Mapping[str, Any], store_dir: Path) -> Any:
-    """Open the model to start from, and the reference if another one is given."""
+def _start(config: Mapping[str, Any], store_dir: Path, dtype: str) -> Any:
+    """Open the model to start from, to be trained in `dtype`, and a reference that is given."""
     from rmexp.rewards import ImplicitReward, ScalarReward
     from rmexp.training.recipe import Start
 
@@ -95,7 +94,7 @@ def _start(config: Mapping[str, Any], store_dir: Path) -> Any:
     return Start(
         reward,
         _anywhere(model["path"]),
-        "bfloat16" if config["trainer"]["precision"] == "bf16-true" else "float32",
+        dtype,
         _anywhere(given) if given else None,
     )
 
@@ -131,7 +130,7 @@ def tags(config: dict[str, Any]) -> dict[str, str]:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train_rm")
 def main(config: DictConfig) -> None:
     """Train under Hydra; a process that another one started helps that one, and tracks nothing."""
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) > 0:
+    if together(config.trainer) and rank() > 0:
         train(resolve(config), Path(HydraConfig.get().runtime.output_dir), None)
     else:
         run_command(config, train, tags)

@@ -113,10 +113,10 @@ class Batches:
 
     With a `seed` each epoch has an order of its own; without, the pairs come as they are. Where
     tokens bound the batches, their pairs stay together in all epochs, and so their number stays
-    the same, as the schedule needs. A step of
-    the optimiser is `accumulate` batches; the weights make its gradient the mean over its pairs,
-    however the pairs fall on batches and devices and however few an epoch's last ones are. Every
-    device gets as many pairs, if need be a pair again that does not count.
+    the same, as the schedule needs. An epoch ends after `most` batches. A step of the optimiser is
+    `accumulate` batches; the weights make its gradient the mean over its pairs, however the pairs
+    fall on batches and devices and however few an epoch's last ones are. Every device gets as many
+    pairs, if need be a pair again that does not count.
 
     The module sets the epoch, and Lightning keeps where in it the batches are (`state_dict`), so
     that a run goes on within an epoch.
@@ -131,18 +131,21 @@ class Batches:
         accumulate: int = 1,
         seed: int | None = None,
         tokens: int | None = None,
+        most: int | None = None,
     ) -> None:
         self._pairs, self._size, self._pad, self._accumulate = pairs, size, pad, accumulate
         self._seed = seed
         self._together = None if tokens is None else self._bounded(tokens)
+        self._most = most
         self._rank, self._world = share
         self._epoch = self._next = self._begin = 0
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
+        whole = -(-len(self._pairs) // self._size)
         if self._together is not None:
-            return len(self._together)
-        return -(-len(self._pairs) // self._size)
+            whole = len(self._together)
+        return whole if self._most is None else min(whole, self._most)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield an epoch's batches; after `load_state_dict`, those that are left of it."""
@@ -152,6 +155,7 @@ class Batches:
         else:
             order = self._order(len(self._pairs), self._epoch)
             groups = [order[at : at + self._size] for at in range(0, len(order), self._size)]
+        groups = groups[: len(self)]
         for number in range(begin, len(groups)):
             self._next = number + 1
             yield self._batch(groups, number)

@@ -20,6 +20,7 @@ from rmexp.tracking import Run
 from rmexp.training.batches import Batches
 from rmexp.training.curves import RunLogger
 from rmexp.training.module import PreferenceModule
+from rmexp.training.options import make_trainer
 from rmexp.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def open_trainer(
-    make_trainer: Callable[..., Trainer], recipe: Recipe, folder: Path, run: Run | None
+    make: Callable[..., Trainer], recipe: Recipe, folder: Path, run: Run | None
 ) -> Trainer:
     """Make the trainer with its checkpoints: the best one, and the last of steps and epochs."""
     _quieten()
@@ -62,14 +63,12 @@ def open_trainer(
         ModelCheckpoint(filename="last", every_n_train_steps=recipe.checkpoint_every, **kept),
         ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **kept),
     ]
-    logger = RunLogger(run) if run is not None else False
-    try:
-        trainer = make_trainer(callbacks=callbacks, logger=logger, default_root_dir=folder.parent)
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"the trainer cannot be made ({str(error).strip().splitlines()[0]}): choose another "
-            "one with trainer=cpu, gpu, ddp or fsdp, or mend its settings"
-        ) from error
+    trainer = make_trainer(
+        make,
+        callbacks=callbacks,
+        logger=[RunLogger(run)] if run is not None else [],
+        default_root_dir=folder.parent,
+    )
     trainer.strategy.checkpoint_io = WholeCheckpoints()
     return trainer
 
@@ -84,6 +83,7 @@ def _quieten() -> None:
         ".isinstance.treespec, LeafSpec.. is deprecated",  # lightning's own call
         "Checkpoint directory .* exists and is not empty",  # a run that goes on
         "You defined a `validation_step` but have no `val_dataloader`",  # recipe.val_share=0
+        "Detected call of `lr_scheduler.step\\(\\)` before",  # a first step that overflows fp16
         # Training ends between two validations; another one follows.
         ".*could not find the monitored key in the returned metrics",
         "The number of training batches .* is smaller than the logging interval",
@@ -92,19 +92,36 @@ def _quieten() -> None:
 
 
 def steps(trainer: Trainer, batches: int) -> int:
-    """Return how many steps the optimiser will make; raise ConfigError where there is no end.
+    """Return how many steps the optimiser will make in epochs of so many batches.
 
     Lightning's own estimate sets up the loaders too early for a run that goes on in an epoch.
+    Raises ConfigError where there is no end or no step, and where an epoch is too short for what is
+    to happen in it.
     """
-    limit = trainer.limit_train_batches
-    if limit is not None:
-        batches = min(batches, limit if isinstance(limit, int) else int(batches * limit))
+    batches = limited(trainer, batches)
+    interval = trainer.val_check_interval
+    too_long = isinstance(interval, int) and interval > batches
+    if too_long and trainer.check_val_every_n_epoch is not None:
+        raise ConfigError(
+            f"trainer.val_check_interval={interval}: an epoch has {batches} batches: give fewer, "
+            "or a share of the epoch, or trainer.check_val_every_n_epoch=null to count over epochs"
+        )
     an_epoch = -(-batches // trainer.accumulate_grad_batches)
     ends = [] if trainer.max_epochs in (None, -1) else [int(trainer.max_epochs or 0) * an_epoch]
     ends += [] if trainer.max_steps == -1 else [trainer.max_steps]
     if not ends:
         raise ConfigError("training has no end: give trainer.max_epochs or trainer.max_steps")
+    if not min(ends):
+        raise ConfigError("there is no batch to train on: give more pairs, or raise the limits")
     return min(ends)
+
+
+def limited(trainer: Trainer, batches: int) -> int:
+    """Return how many of an epoch's batches are trained on."""
+    limit = trainer.limit_train_batches
+    if limit is None:
+        return batches
+    return min(batches, limit if isinstance(limit, int) else int(batches * limit))
 
 
 def fit(
@@ -127,6 +144,8 @@ def fit(
         )
     try:
         trainer.fit(module, batches, val, ckpt_path=ckpt_path, weights_only=True)
+        if not trainer.global_step:
+            raise ConfigError("training ended before its first step: raise trainer.max_time")
         best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
         if val is not None and not best:  # training ended before its first validation
             trainer.validate(module, val, verbose=False)

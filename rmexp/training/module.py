@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import get_cosine_schedule_with_warmup
 
 from rmexp.backbone import Model
 from rmexp.errors import ScoreError
 from rmexp.training.batches import Batch
 from rmexp.training.objectives import Objective
+from rmexp.training.sharding import Sharded, shard
 
 _SUMS = ("loss", "accuracy", "margin", "reward_chosen", "reward_rejected")
 
@@ -50,9 +53,16 @@ class PreferenceModule(LightningModule):
         self._began = time.monotonic()
         self._rng: Tensor | None = None
 
+    def configure_model(self) -> None:
+        """Spread the weights over the devices where the strategy asks for it; once."""
+        if isinstance(self.trainer.strategy, Sharded) and not isinstance(self, FSDPModule):
+            assert self.device_mesh is not None
+            shard(self, self.model, "read", self.device_mesh["data_parallel"])
+
     def read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses, rewards of the chosen and of the rejected responses, `(pairs,)` each."""
-        chosen, rejected = self.objective.rewards(self.model, batch).chunk(2)
+        rewards = self.objective.rewards(self.model, batch)
+        chosen, rejected = (part.clone() for part in rewards.chunk(2))  # a view loses FSDP's hooks
         return self.objective.loss(chosen, rejected), chosen, rejected
 
     def training_step(self, batch: Batch, number: int) -> Tensor:
@@ -71,19 +81,20 @@ class PreferenceModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient's norm, and log the step that it belongs to.
+        """Clip the gradient, and log the step that it belongs to.
 
-        Raises ScoreError where the loss or the gradient is not finite, before any weight changes.
+        0 and None do not clip; the algorithm is "norm" (None, too) or "value". A gradient that
+        overflows fp16 is left to the scaler, which lowers its scale and leaves out the step. Raises
+        ScoreError where the loss or the gradient is not finite, before any weight changes.
         """
-        limit = float("inf") if gradient_clip_val is None else float(gradient_clip_val)
-        sharded = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)
-        if sharded is not None:  # FSDP's own sees the shards of all devices
-            norm = sharded(limit)
-        else:
-            norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
+        given = [p for p in self.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in given if p.grad is not None])
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         seconds = time.monotonic() - self._began
         sums, names = self._take(self._trained)
-        if not torch.isfinite(sums).all() or not torch.isfinite(norm):
+        overflow = not torch.isfinite(norm) and self._scale() > 1
+        if not torch.isfinite(sums).all() or not (torch.isfinite(norm) or overflow):
             what = "the gradient" if torch.isfinite(sums).all() else "the loss"
             where = f" at pair {', '.join(names)}" if names else ""
             raise ScoreError(
@@ -91,10 +102,14 @@ class PreferenceModule(LightningModule):
                 "recipe.learning_rate, or leave the pair out; the checkpoints of the steps before "
                 "are kept, and resume=true goes on from the last one"
             )
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(given, gradient_clip_val)
+        elif gradient_clip_val and not overflow:
+            nn.utils.clip_grads_with_norm_(given, gradient_clip_val, norm)
         metrics = _means("train", sums)
+        metrics |= {} if overflow else {"train/gradient_norm": float(norm)}
         metrics |= {
             "train/learning_rate": optimizer.param_groups[0]["lr"],
-            "train/gradient_norm": float(norm),
             "train/seconds": seconds,
             "train/pairs_per_second": float(sums[-2]) / seconds,
             "train/tokens_per_second": float(sums[-1]) / seconds,
@@ -114,6 +129,8 @@ class PreferenceModule(LightningModule):
                 f"the validation loss is not finite (pair {', '.join(names)}): give a lower "
                 "recipe.learning_rate, or leave the pair out"
             )
+        if self.trainer.sanity_checking:  # a few batches, before any training
+            return
         self.validation = _means("val", sums)
         self.log_dict(self.validation, sync_dist=True)  # equal on all devices already
         self.history.append({"step": float(self.trainer.global_step), **self.validation})
@@ -170,6 +187,11 @@ class PreferenceModule(LightningModule):
             metrics[name] = sum(row[name] * row["train/seconds"] for row in steps) / seconds
         metrics["train/seconds"] = sum(row["train/seconds"] for row in steps)
         return metrics
+
+    def _scale(self) -> float:
+        """Return by what the loss is multiplied for fp16's sake, 1 where it is not."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _take(self, sums: "_Sums") -> tuple[Tensor, list[str]]:
         """Return the sums over all devices and the pairs that are not finite here; begin anew."""

@@ -1,8 +1,10 @@
 """How to train and what to start from, checked as values before anything is loaded."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from rmexp.backbone import Model, enable_packing
 from rmexp.errors import ConfigError
@@ -58,6 +60,16 @@ class Recipe:
                 raise ConfigError(f"recipe.{name}={value}: give a number of 0 or more{limit}")
         if self.patience is not None and not self.val_share:
             raise ConfigError("recipe.patience needs validation: give a recipe.val_share above 0")
+
+
+def read_recipe(settings: Mapping[str, Any], seed: int) -> Recipe:
+    """Return the recipe with these settings; raise ConfigError for one that does not exist."""
+    known = [field.name for field in fields(Recipe) if field.name != "seed"]
+    if unknown := sorted(set(settings) - set(known)):
+        raise ConfigError(
+            f"recipe.{unknown[0]}: there is no such setting, choose from {', '.join(known)}"
+        )
+    return Recipe(seed=seed, **settings)
 
 
 @dataclass(frozen=True, slots=True)

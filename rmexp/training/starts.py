@@ -45,7 +45,8 @@ def load_classifier(
 def add_lora(model: Model, rank: int, alpha: int, dropout: float) -> None:
     """Put LoRA layers (Hu et al. 2022) into all linear layers, in place; the rest is frozen.
 
-    A score head stays as it is, and is trained.
+    A score head stays as it is, and is trained. The layers are in fp32, whatever is below them: a
+    small step would be rounded away.
     """
     from peft import LoraConfig, LoraModel
 
@@ -60,6 +61,9 @@ def add_lora(model: Model, rank: int, alpha: int, dropout: float) -> None:
     ]
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
     LoraModel(model, {"default": config}, "default")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     for name in head:
         getattr(model, name).requires_grad_(True)
 

@@ -22,7 +22,7 @@ from rmexp.training.batches import Batches, EncodedPairs, encode_pairs
 from rmexp.training.curves import training_curve
 from rmexp.training.data import Source, split_by_prompt
 from rmexp.training.export import export
-from rmexp.training.fit import fit, open_trainer, resumed, steps
+from rmexp.training.fit import fit, limited, open_trainer, resumed, steps
 from rmexp.training.module import PreferenceModule
 from rmexp.training.objectives import Objective
 from rmexp.training.recipe import Recipe, Start, build_model
@@ -36,7 +36,7 @@ def train(
     start: Start,
     objective: Objective,
     source: Source,
-    make_trainer: Callable[..., Trainer],
+    make: Callable[..., Trainer],
     recipe: Recipe,
     settings: Settings,
     out_dir: Path,
@@ -56,7 +56,7 @@ def train(
             f"resume=true finds no run to go on with in {out_dir}: give the folder of the one that "
             "was interrupted as out_dir"
         )
-    trainer = open_trainer(make_trainer, recipe, folder, run)
+    trainer = open_trainer(make, recipe, folder, run)
     data = source.load()
     split = split_by_prompt(data.examples, recipe.val_share, recipe.seed)
     chat, on_overlength = start.reward.chat, settings.on_overlength
@@ -71,6 +71,10 @@ def train(
     unread = [row for part in parts.values() for row in part.bad_rows]
     data = replace(data, bad_rows=(*data.bad_rows, *unread))
     counts = _counts(parts, data)
+    size, limit = recipe.batch_size, recipe.batch_tokens
+    an_epoch = len(Batches(parts["train"].pairs, size, seed=recipe.seed, tokens=limit))
+    planned, most = steps(trainer, an_epoch), limited(trainer, an_epoch)
+    trainer.limit_train_batches = 1.0  # the batches end by themselves, and know their last step
     weights = start.column.checkpoint.fingerprint(settings.store_dir)
     digest = fingerprint(data.examples)
     if run is not None:
@@ -104,9 +108,8 @@ def train(
     }
     ckpt_path = resumed(folder / "last.ckpt", identity) if resume else None
     pad, devices = chat.tokenizer.pad_token_id or 0, (trainer.global_rank, trainer.world_size)
-    size, accumulate = recipe.batch_size, trainer.accumulate_grad_batches
-    limit = recipe.batch_tokens
-    batches = Batches(parts["train"].pairs, size, devices, pad, accumulate, recipe.seed, limit)
+    accumulate, seed = trainer.accumulate_grad_batches, recipe.seed
+    batches = Batches(parts["train"].pairs, size, devices, pad, accumulate, seed, limit, most)
     val = None
     if parts["val"].pairs:
         val = Batches(parts["val"].pairs, size, devices, pad, tokens=limit)
@@ -114,7 +117,7 @@ def train(
     module = PreferenceModule(
         build_model(start, objective, recipe),
         objective,
-        steps=steps(trainer, len(batches)),
+        steps=planned,
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         warmup=recipe.warmup,

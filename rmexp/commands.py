@@ -4,7 +4,6 @@ A user's mistake is one line and exit code 1, in a single run and under `-m`, wh
 would print a traceback and `sys.exit` would end the whole sweep.
 """
 
-import errno
 import json
 import logging
 import os
@@ -24,10 +23,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rmexp import sweeps
 from rmexp.configs import ROOT, given, make_folder, resolve
-from rmexp.errors import ConfigError, RmexpError
+from rmexp.errors import ConfigError, RmexpError, is_full_disk
 from rmexp.jobs import replace, write_status
 from rmexp.secrets import redact
-from rmexp.signals import Killed, killable
+from rmexp.signals import Killed, killable, uninterrupted
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +45,14 @@ def launch(main: Callable[[], None]) -> None:
     """Run a Hydra main, end its sweep if it was one, and exit with 1 if any job failed."""
     _speak_utf8()
     logging.raiseExceptions = False  # a log file on a full disk is no reason for a traceback
-    try:
-        with killable():
+    with killable():
+        try:
             main()
-            _failed.extend(sweeps.close_sweep(killed=False))
-    except BaseException as error:
-        sweeps.close_sweep(killed=isinstance(error, Killed))
-        raise
+        except BaseException as error:
+            with uninterrupted():
+                sweeps.close_sweep(killed=isinstance(error, Killed))
+            raise
+        _failed.extend(sweeps.close_sweep(killed=False))
     if _then and not _failed:
         log.info("then: %s", " ".join(_then))
         sys.exit(subprocess.run([sys.executable, *_then], cwd=ROOT).returncode)
@@ -94,10 +94,10 @@ def run_command(
             _run(resolved, out_dir, task, tags(resolved), status)
     except BaseException as error:
         _failed.append(out_dir)
-        _report(error, out_dir, status)
+        _report(error, out_dir, status, _go_on(config, sweep or out_dir))
         if sweep is not None and config.get("fail_fast"):
             sweeps.stop(sweep)
-        if not isinstance(error, RmexpError) and not _disk_is_full(error):
+        if not isinstance(error, RmexpError) and not is_full_disk(error):
             raise
     finally:
         if sweep is not None:
@@ -141,18 +141,21 @@ def _run(
     print(f"\nresults  {out_dir}\nrun      {run.where()}")
 
 
-def _report(error: BaseException, out_dir: Path, status: Mapping[str, object]) -> None:
+def _go_on(config: DictConfig, folder: Path) -> str:
+    """Say how a command that was interrupted goes on; `folder` is its own, or its sweep's."""
+    if "resume" not in config:
+        return "run the command again, what was scored is kept"
+    return f"run the command again with resume=true out_dir={folder}, it goes on from there"
+
+
+def _report(error: BaseException, out_dir: Path, status: Mapping[str, object], go_on: str) -> None:
     """Say what ended a run, in one line unless it is a mistake of ours, and in `run.json`."""
     if isinstance(error, Killed):
         reason, ended = f"killed by {error.name}", "KILLED"
-        log.error("%s: run the command again, it goes on from there", reason)
-    elif _disk_is_full(error):
+        log.error("%s: %s", reason, go_on)
+    elif is_full_disk(error):
         reason, ended = "no space left on the disk", "FAILED"
-        log.error(
-            "%s: make room for %s and the score store, then run the command again; what was scored "
-            "is kept, and training goes on with resume=true out_dir=%s",
-            *(reason, out_dir, out_dir),
-        )
+        log.error("%s: make room for %s and the score store, then %s", reason, out_dir, go_on)
     else:
         reason, ended = redact(str(error)), "FAILED"
         if isinstance(error, RmexpError):
@@ -161,18 +164,6 @@ def _report(error: BaseException, out_dir: Path, status: Mapping[str, object]) -
         write_status(out_dir, {**status, "status": ended, "error": reason})
     except OSError as lost:
         log.error("run.json could not be written (%s)", lost.strerror)
-
-
-def _disk_is_full(error: BaseException | None) -> bool:
-    """Say whether an error or what caused it is a full disk; Rust's libraries only say so."""
-    seen: list[BaseException] = []  # an error that is raised again may be its cause's cause
-    while error is not None and error not in seen:
-        seen.append(error)
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or os.strerror(errno.ENOSPC) in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _redact_sweep() -> None:

@@ -14,7 +14,7 @@ class _Repeated(dict[str, Any]):
 def loads(text: str) -> Any:
     """Parse JSON; raise ValueError with a reason for what is none."""
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return _DECODER.decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -41,3 +41,6 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     repeated = _Repeated(made)
     repeated.key = next(name for name in names if names.count(name) > 1)
     return repeated
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)

@@ -16,6 +16,8 @@ from rmexp.schema import Message
 
 _ROLES = ("system", "user", "assistant")
 _MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
+_SHOWN = 20  # columns that a message names
+_LONGEST_LABEL = 1000
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 60
 
@@ -46,12 +48,16 @@ class Row:
     @property
     def columns(self) -> str:
         """Return the names of the first columns, for messages."""
-        shown = [_printable(str(name)[:40]) for name in list(self.values)[:20]]
-        return ", ".join(shown + ["..."] * (len(self.values) > len(shown))) or "none"
+        more = ", ..." if len(self.values) > _SHOWN else ""
+        return named(list(self.values)[:_SHOWN]) + more or "none"
 
     def has(self, column: str) -> bool:
         """Return whether a column is there and not null."""
         return self.values.get(column) is not None
+
+    def label(self, column: str) -> str:
+        """Return a column that must hold a name: a string of one line."""
+        return self._one_line(column, self.text(column))
 
     def text(self, column: str) -> str:
         """Return a column that must hold a string."""
@@ -89,7 +95,7 @@ class Row:
         value = self.get(column)
         if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
             raise self._wrong_type(column, "an integer or a string that is not empty", value)
-        return self._whole(column, str(value))
+        return self._one_line(column, self._whole(column, str(value)))
 
     def inner(self, column: str) -> "Row":
         """Return a column that must hold an object, as a row."""
@@ -150,6 +156,12 @@ class Row:
             raise DataError(f"column {column!r} at {self.place}: {flaw}: correct the row")
         return value
 
+    def _one_line(self, column: str, text: str) -> str:
+        if len(text) > _LONGEST_LABEL or len(text.splitlines()) > 1:
+            wanted = f"one line of up to {_LONGEST_LABEL} characters, as it is a name,"
+            raise self._wrong_type(column, wanted, text)
+        return text
+
     def _whole(self, column: str, text: str) -> str:
         """Return the text, which must be such that UTF-8 can write it."""
         if not text.isascii():
@@ -201,5 +213,7 @@ class Rows:
         )
 
 
-def _printable(text: str) -> str:
-    return text if text.isprintable() else ascii(text)
+def named(columns: Iterable[object]) -> str:
+    """Return columns' names for messages, whatever stands in them."""
+    names = [str(column)[:60] for column in columns]
+    return ", ".join(name if name.isprintable() else ascii(name) for name in names)

@@ -1,6 +1,15 @@
-"""SIGTERM and SIGINT as an exception, so that a run that is ended gets its status."""
+"""SIGTERM and SIGINT as an exception, so that a run that is ended gets its status.
 
+The handler raises in whatever the main thread does, so that a signal ends waiting of every kind.
+Not everything lets an exception through: Python ignores those of finalisers, and a library may
+catch what it does not know. So a signal stays pending until its exception has left `killable`, and
+is raised again, a moment later, where it has got lost.
+"""
+
+import _thread
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +17,16 @@ from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # `timeout`, a terminal with a wrapper and some schedulers send a signal twice: the second must not
-# interrupt what the first has set off.
+# interrupt what the first has set off. One that comes later is meant.
 _REPEATED_WITHIN = 2.0
-_deferred: list[int] | None = None
-_last = float("-inf")
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 1.0  # seconds until a signal is raised again
+
+_pending: int | None = None
+_last = float("-inf")  # when a signal came
+_held = 0  # how many blocks hold signals back
+_blocks = 0  # of `killable`, one in another
+_again = False  # the signal that comes next is no new one
+_lock = threading.Lock()  # no old signal is sent once its handler is gone
 
 
 class Killed(SystemExit):
@@ -24,36 +39,94 @@ class Killed(SystemExit):
 
 @contextmanager
 def killable() -> Iterator[None]:
-    """Raise `Killed` in the main thread when SIGTERM or SIGINT arrives; once for one sent twice."""
-    global _last
-    _last = float("-inf")
-    before = {number: signal.signal(number, _raise) for number in _SIGNALS}
+    """Raise `Killed` in the main thread when SIGTERM or SIGINT arrives; once for one sent twice.
+
+    One that comes at any time within the block is raised before the block is left.
+    """
+    global _blocks, _held
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    _blocks += 1
     try:
+        for number in _SIGNALS:
+            signal.signal(number, _handle)
         yield
     finally:
+        _held += 1
+        _blocks -= 1
         for number, handler in before.items():
             signal.signal(number, handler)
+        left = _pending if _blocks else _take()
+        _held -= 1
+        if left is not None and not _is_killed():
+            raise Killed(left)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold signals back until the block ends, so that what begins together also ends together."""
-    global _deferred
-    _deferred = []
+    global _held
+    _held += 1
     try:
         yield
     finally:
-        pending, _deferred = _deferred, None
-    if pending:
-        raise Killed(pending[0])
+        _held -= 1
+    if _pending is not None and not _held and not _is_killed():
+        raise Killed(_pending)
 
 
-def _raise(number: int, frame: FrameType | None) -> None:
-    global _last
-    last, _last = _last, time.monotonic()
-    if _last - last < _REPEATED_WITHIN:
+def _handle(number: int, frame: FrameType | None) -> None:
+    global _pending, _last, _again
+    again, _again = _again, False
+    if again and (_pending is None or _is_killed()):
         return
-    if _deferred is not None:
-        _deferred.append(number)
-        return
-    raise Killed(number)
+    if not again:
+        last, _last = _last, time.monotonic()
+        if _is_killed() and (_held or _last - last < _REPEATED_WITHIN):
+            return
+        first, _pending = _pending is None, number
+        if first:
+            _thread.start_new_thread(_send_again, ())  # takes no lock that may be held here
+    assert _pending is not None
+    if not _held and not _in_finaliser(frame):
+        raise Killed(_pending)
+
+
+def _send_again() -> None:
+    """Send the main thread the signal until it is no longer pending."""
+    global _again
+    wait = _FIRST_WAIT
+    while True:
+        time.sleep(wait)
+        wait = min(2 * wait, _LONGEST_WAIT)
+        with _lock:
+            if _pending is None:
+                return
+            _again = True
+            signal.pthread_kill(threading.main_thread().ident or 0, _pending)
+
+
+def _take() -> int | None:
+    global _pending
+    with _lock:
+        number, _pending = _pending, None
+    return number
+
+
+def _is_killed() -> bool:
+    """Say whether `Killed` is on its way: an exception that is handled now is it or came of it."""
+    error, seen = sys.exc_info()[1], set[int]()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, Killed):
+            return True
+        seen.add(id(error))
+        error = error.__context__
+    return False
+
+
+def _in_finaliser(frame: FrameType | None) -> bool:
+    """Say whether the frame runs within `__del__`, which has to end what it began."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False

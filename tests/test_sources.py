@@ -361,3 +361,12 @@ def test_importing_is_cheap():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\u2028b", "x" * 1001])
+def test_what_names_something_is_one_line(value):
+    row = Row({"id": value, "\ud83d": 1, "a\nb": 2}, "f", "f:7")
+    for read in (row.identifier, row.label):
+        with pytest.raises(DataError, match=r"'id' must hold one line of up to 1000 characters"):
+            read("id")
+    assert row.columns == r"id, '\ud83d', 'a\nb'"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from rmexp import signals, tracking
+from rmexp import tracking
 from rmexp.errors import ConfigError
 from rmexp.signals import Killed, killable
 from rmexp.tracking import MlflowClient, Run, TrackingError, fetch_model, redact, tracked_run
@@ -150,22 +150,6 @@ def test_a_signal_sent_twice_does_not_keep_the_run_from_ending(uri, monkeypatch)
     with pytest.raises(Killed), killable():
         opened(uri, lambda run: os.kill(os.getpid(), signal.SIGTERM))
     assert ended(uri).info.status == "KILLED"
-
-
-def test_a_later_signal_counts_again(monkeypatch):
-    monkeypatch.setattr(signals, "_REPEATED_WITHIN", 0.0)
-    with killable():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with pytest.raises(Killed) as caught:
-                os.kill(os.getpid(), number)
-            assert caught.value.name == number.name
-
-
-def test_signals_are_as_before_afterwards():
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with killable():
-        assert signal.getsignal(signal.SIGTERM) is not before[0]
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_a_run_that_cannot_be_ended_is_reported_besides_its_error(uri, monkeypatch, caplog):

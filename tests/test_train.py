@@ -3,12 +3,15 @@
 import inspect
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,6 +19,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_method
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from running import one_thread, run_apart, run_script
 from scored_rows import write_lines
@@ -23,12 +28,14 @@ from tiny import tiny_policy, tiny_scalar
 from training import OBJECTIVES, quiet_trainer, start
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmexp import comparison, configs  # noqa: F401  registers the resolvers
+from rmexp import comparison, configs, signals  # noqa: F401  configs registers the resolvers
 from rmexp.benchmarks.toy import Toy
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.rewards import open_reward
 from rmexp.schema import Message
 from rmexp.scoring import Settings
+from rmexp.tracking import Run
+from rmexp.training import train as train_module
 from rmexp.training.data import ToyPairs, split_by_prompt
 from rmexp.training.followups import plan
 from rmexp.training.objectives import BradleyTerry
@@ -46,32 +53,42 @@ class Killed(Exception):  # noqa: N818
 
 
 class Kill(Callback):
-    """End a run after a number of batches."""
+    """End a run when a hook is called for the n-th time, before anything is saved there."""
 
-    def __init__(self, batches: int) -> None:
-        self.left = batches
+    def __init__(self, hook: str, times: int) -> None:
+        self._left = times
+        setattr(self, hook, self._count)
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        self.left -= 1
-        if self.left == 0:
+    def _count(self, *args: Any) -> None:
+        self._left -= 1
+        if self._left == 0:
             raise Killed
+
+
+class KillAfter(Kill, Checkpoint):
+    """End a run in a hook when the checkpoints have been saved."""
+
+
+SILENT = Mock(spec=Run, run_id="none")
 
 
 def run_train(
     begin: Start,
     out_dir: Path,
     objective: Any = None,
-    kill: int | None = None,
+    kill: int | Kill | None = None,
     resume: bool = False,
     pairs: int = 20,
     trainer: dict[str, Any] | None = None,
+    run: Any = None,
     **recipe: Any,
 ) -> dict[str, Any]:
     """Train without tracking, and return the last checkpoint."""
     options = {"max_epochs": 2, **(trainer or {})}
 
     def make(callbacks: list[Callback], **others: Any) -> Trainer:
-        more = [Kill(kill)] if kill is not None else []
+        ending = Kill("on_train_batch_end", kill) if isinstance(kill, int) else kill
+        more = [ending] if ending is not None else []
         return quiet_trainer(callbacks=callbacks + more, **options)(**others)
 
     defaults = {"batch_size": 4, "learning_rate": 1e-3, "checkpoint_every": 1, "val_share": 0.2}
@@ -83,7 +100,7 @@ def run_train(
         Recipe(**{**defaults, **recipe}),
         Settings(out_dir.parent / "store"),
         out_dir,
-        None,
+        run,
         lambda **_: "",
         resume,
     )
@@ -113,6 +130,97 @@ def test_resume_equals_unbroken(name: str, kill: int, policy: Path, tmp_path: Pa
     with pytest.raises(Killed):
         run_train(begin, tmp_path / "broken", objective, kill=kill)
     assert_same(whole, run_train(begin, tmp_path / "broken", objective, resume=True))
+
+
+# 16 pairs in four or eight batches an epoch; validated in mid-epoch, at steps that are saved too.
+VALIDATED: dict[str, Any] = {"trainer": {"val_check_interval": 2}, "checkpoint_every": 2}
+ACCUMULATED: dict[str, Any] = {
+    "trainer": {"val_check_interval": 2, "accumulate_grad_batches": 3},
+    "batch_size": 2,
+    "checkpoint_every": 2,
+}
+STOPPED: dict[str, Any] = {"learning_rate": 0.0, "patience": 1, "trainer": {"max_epochs": 9}}
+KILLS: list[tuple[dict[str, Any], type[Kill], str, int]] = [
+    (VALIDATED, Kill, "on_before_optimizer_step", 3),
+    (VALIDATED, Kill, "on_train_batch_end", 6),
+    (VALIDATED, KillAfter, "on_train_batch_end", 6),
+    (VALIDATED, Kill, "on_validation_batch_end", 1),
+    (VALIDATED, Kill, "on_validation_batch_end", 2),
+    (VALIDATED, KillAfter, "on_validation_end", 3),
+    (VALIDATED, Kill, "on_train_epoch_end", 1),
+    (VALIDATED, KillAfter, "on_train_epoch_end", 1),
+    (VALIDATED, Kill, "on_train_end", 1),
+    (ACCUMULATED, KillAfter, "on_train_batch_end", 7),
+    (ACCUMULATED, Kill, "on_validation_batch_end", 3),
+    (ACCUMULATED, KillAfter, "on_validation_end", 4),
+    (STOPPED, Kill, "on_validation_batch_end", 2),
+    (STOPPED, Kill, "on_train_end", 1),
+]
+
+
+@pytest.fixture(scope="module")
+def unbroken(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return the folder of a whole training with these settings."""
+    folders: dict[str, Path] = {}
+
+    def train_once(options: dict[str, Any]) -> Path:
+        if str(options) not in folders:
+            folders[str(options)] = tmp_path_factory.mktemp("unbroken") / "run"
+            run_train(start(policy), folders[str(options)], **options)
+        return folders[str(options)]
+
+    return train_once
+
+
+@pytest.mark.parametrize(("options", "kind", "hook", "times"), KILLS)
+def test_resume_equals_unbroken_wherever_it_is_killed(
+    options: dict[str, Any],
+    kind: type[Kill],
+    hook: str,
+    times: int,
+    policy: Path,
+    unbroken: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    whole, broken = unbroken(options), tmp_path / "run"
+    with pytest.raises(Killed):
+        run_train(start(policy), broken, kill=kind(hook, times), **options)
+    run_train(start(policy), broken, resume=True, **options)
+    for name in ("best.ckpt", "last.ckpt"):
+        assert_same(
+            *(torch.load(run / "checkpoints" / name, weights_only=True) for run in (whole, broken))
+        )
+
+
+def test_a_kill_in_the_export_leaves_nothing_but_the_model_in_the_end(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model of the run that goes on equals that of one that was not killed, file by file."""
+    monkeypatch.setattr(train_module, "training_curve", lambda history: Figure())
+    folders = tmp_path / "whole", tmp_path / "broken"
+    run_train(start(policy), folders[0], run=SILENT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(Killed()))
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            run_train(start(policy), folders[1], run=SILENT)
+    assert [path.name for path in folders[1].iterdir() if "model" in path.name] == [".model.draft"]
+    run_train(start(policy), folders[1], run=SILENT, resume=True)
+    files = [{path.name: path.read_bytes() for path in (f / "model").iterdir()} for f in folders]
+    assert files[0] == files[1]
+    assert not list(folders[1].glob(".*"))
+
+
+def test_a_signal_ends_a_fit_at_once(policy: Path, tmp_path: Path) -> None:
+    """The trainer's own handlers, which only note it, do not take the place of ours."""
+
+    class Signal(Kill):
+        def _count(self, *args: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("the training goes on")
+
+    with pytest.raises(signals.Killed), signals.killable():
+        run_train(start(policy), tmp_path / "run", kill=Signal("on_train_batch_end", 1))
 
 
 def test_resume_with_accumulation_and_dropout_equals_unbroken(policy: Path, tmp_path: Path) -> None:
@@ -145,9 +253,7 @@ def test_early_stopping_ends_a_run(policy: Path, tmp_path: Path) -> None:
 
 
 def test_going_on_with_what_cannot_be(policy: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="resume=true finds no run"):
-        run_train(start(policy), tmp_path / "none", resume=True)
-    run_train(start(policy), tmp_path / "run")
+    run_train(start(policy), tmp_path / "run", resume=True)  # begins where there is nothing
     other = start(tiny_policy(tmp_path / "other", seed=7))
     with pytest.raises(ConfigError, match=r"is of another run \(weights differ\)"):
         run_train(other, tmp_path / "run", resume=True)
@@ -536,7 +642,6 @@ MISTAKES = {
     "nowhere does not exist": "data=preference data.path=nowhere",
     "the trainer cannot be made (Trainer.__init__() got an unexpected": "+trainer.nonsense=1",
     "there is no benchmark nothing": "eval_after=[nothing]",
-    "resume=true finds no run": "resume=true",
     "recipe.batch_size=0": "recipe.batch_size=0",
     "eval_beside=['nothing']": "eval_beside=[nothing]",
 }

@@ -100,7 +100,7 @@ def read_ranking(row: Row, id: str) -> Entry:
     pair = [row.text(name) for name in _PAIR] if set(_PAIR) & set(row.values) else []
     example = Example(
         id,
-        row.text("subset") if "subset" in row.values else "bon100",
+        row.label("subset") if "subset" in row.values else "bon100",
         (Message("user", row.text("prompt")),),
         chosen=tuple(pair[:1]),
         rejected=(*pair[1:], *responses),

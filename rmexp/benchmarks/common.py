@@ -88,12 +88,14 @@ class Selection:
         places: dict[str, str] = {}
         passed: dict[str, set[str]] = {}
         taken: dict[str, set[str]] = {}
-        examples, bad_rows = [], []
+        examples, bad_rows, unfit = [], [], False
         whole = whole and self._of_files(files) == set(self.include or ())
         for entry in self._included(entries, files):
             example = entry.example
             _check_id(places, entry)
-            prompts, prompt = taken.setdefault(part(example), set()), example.prompt_id
+            prompts, prompt = taken.setdefault(part(example), set()), ""
+            if self.limit is not None or self._offset:  # else no prompt need be known
+                prompt = example.prompt_id
             before = passed.setdefault(part(example), set())
             reason = entry.row.flaw or entry.flaw or bad_row(example)
             if prompt in before or len(before) < self._offset:
@@ -105,9 +107,10 @@ class Selection:
                 continue
             if reason:
                 bad_rows.append(f"{example.id}: {reason} ({entry.row.place})")
+                unfit = unfit or bool(entry.row.flaw or entry.flaw)
                 if self.on_bad_row == "skip":
                     continue
-                if self.on_bad_row == "keep" and (entry.flaw or entry.row.flaw):
+                if self.on_bad_row == "keep" and unfit:
                     raise DataError(
                         f"bad row {bad_rows[-1]} cannot be scored as it is: leave such rows out "
                         f"with {self.group}.on_bad_row=skip"
@@ -115,9 +118,10 @@ class Selection:
             prompts.add(prompt)
             examples.append(example)
         if bad_rows and self.on_bad_row == "error":
+            keep = "" if unfit else ", or score them as they are with keep"
             raise DataError(
-                f"{len(bad_rows)} bad rows, the first of them {bad_rows[0]}: correct them, leave "
-                f"them out with {self.group}.on_bad_row=skip, or score them as they are with keep"
+                f"{len(bad_rows)} bad rows, the first of them {bad_rows[0]}: correct them, or "
+                f"leave them out with {self.group}.on_bad_row=skip{keep}"
             )
         if bad_rows and not examples:
             raise DataError(

@@ -10,7 +10,7 @@ from itertools import combinations
 
 from rmexp.benchmarks.common import Entry, Selection
 from rmexp.errors import ConfigError, DataError
-from rmexp.rows import Row, Rows
+from rmexp.rows import Row, Rows, named
 from rmexp.schema import Dataset, Example, Message
 
 # HH-RLHF's turns, and those of HelpSteer, whose first one has no mark.
@@ -184,7 +184,7 @@ class _Found:
     def notes(self) -> tuple[str, ...]:
         """Return a line for each kind of thing that gave no pair."""
         unread = [name for name in self.there if name not in self.read]
-        notes = [f"columns that are not read: {', '.join(unread)}"] if unread else []
+        notes = [f"columns that are not read: {named(unread)}"] if unread else []
         if self.ratings:
             notes.append(f"answers are rated by {', '.join(sorted(self.ratings))}")
         if self.ties:

@@ -156,7 +156,7 @@ def _weighted(
 def _example(row: Row) -> Example:
     return Example(
         id=row.identifier("id"),
-        subset=row.text("subset"),
+        subset=row.label("subset"),
         prompt=(Message("user", row.text("prompt")),),
         chosen=(row.text("chosen"),),
         rejected=(row.text("rejected"),),

@@ -185,7 +185,7 @@ def _margin(gap: float, spread: float) -> float:
 
 
 def _example(row: Row) -> Example:
-    id, subset = row.identifier("id"), row.text("subset")
+    id, subset = row.identifier("id"), row.label("subset")
     if subset not in COUNTS:
         raise DataError(
             f"subset {subset!r} at {row.place} is unknown: correct it to one of {', '.join(COUNTS)}"

@@ -183,7 +183,7 @@ def _example(row: Row) -> Example:
 
 def _subset(row: Row) -> tuple[str, str]:
     """Return the row's set and, below it, its goal, category and scenario."""
-    path = row.text("category_path")
+    path = row.label("category_path")
     folder, _, below = path.partition("/")
     goal, _, scenario = below.partition("/")
     if folder not in SETS or goal not in SCENARIOS or not scenario:

@@ -98,7 +98,7 @@ def _example(row: Row) -> Example:
 
 def _domain(row: Row) -> str:
     if "domain" in row.values:
-        domain = row.text("domain")
+        domain = row.label("domain")
         if domain not in COUNTS:
             raise DataError(
                 f"domain {domain!r} at {row.place} is unknown: correct it to one of "

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from rmexp.errors import ConfigError, ScoreError
+from rmexp.errors import ConfigError, ScoreError, is_full_disk
 from rmexp.rewards import open_reward
 from rmexp.tracking import Run
 from rmexp.training.batches import Batches, Pair
@@ -45,8 +44,10 @@ def export(
     with torch.inference_mode():
         expected = objective.rewards(model, batch).double().numpy()
     tokenizer.chat_template = start.reward.chat.template
-    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    draft = folder.with_name(f".{folder.name}.draft")
     try:
+        if draft.exists():  # of a run that was killed
+            shutil.rmtree(draft)
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         (draft / "rmexp.json").write_text(json.dumps(rmexp, indent=1) + "\n", encoding="utf-8")
@@ -54,8 +55,10 @@ def export(
             shutil.rmtree(folder)
         draft.rename(folder)
     except OSError as error:
+        if is_full_disk(error):
+            raise
         raise ConfigError(
-            f"cannot write {folder} ({error.strerror or error}): make room, and run the command "
+            f"cannot write {folder} ({error.strerror or error}): mend that, and run the command "
             f"again with resume=true out_dir={folder.parent}"
         ) from error
     finally:

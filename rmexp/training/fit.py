@@ -1,6 +1,7 @@
 """Lightning's part of training: the trainer, its checkpoints, and going on from one."""
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,10 +13,11 @@ import torch
 from lightning import Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
 from transformers.utils.logging import disable_progress_bar
 
-from rmexp.errors import ConfigError
+from rmexp.errors import ConfigError, is_full_disk
+from rmexp.signals import Killed
 from rmexp.tracking import Run
 from rmexp.training.batches import Batches
 from rmexp.training.curves import RunLogger
@@ -44,25 +46,71 @@ class WholeCheckpoints(TorchCheckpointIO):
             draft.unlink(missing_ok=True)
 
 
+class LastCheckpoint(Checkpoint):
+    """Save `last.ckpt` every so many steps and at an epoch's end, where a run goes on exactly.
+
+    Lightning takes the validation that follows a saved step for done, and an epoch whose last step
+    was saved for begun anew: so a step that a validation follows is saved behind it, and an epoch's
+    last step with the epoch. Between the steps of accumulation nothing is saved, for the gradient
+    is no part of a checkpoint.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        super().__init__()
+        self._path, self._every, self._due = path, every, False
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        """Save a step that nothing follows but the next one."""
+        loop = trainer.fit_loop.epoch_loop
+        stepped = not loop._should_accumulate() and not loop._is_training_done
+        self._due = stepped and trainer.global_step % self._every == 0
+        fetcher = trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        if self._due and not loop._should_check_val_fx(fetcher):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, *_: object) -> None:
+        """Save the step that was validated, if it is due."""
+        if self._due:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: object) -> None:
+        """Save the epoch."""
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        self._due = False
+        trainer.save_checkpoint(self._path)
+
+
+class Patience(EarlyStopping):
+    """Stop when the validation loss no longer falls; a run that goes on has stopped as well."""
+
+    def on_fit_start(self, trainer: Trainer, *_: object) -> None:
+        """Stop a run at once that was stopped before."""
+        trainer.should_stop = self.wait_count >= self.patience
+
+
 def open_trainer(
     make: Callable[..., Trainer], recipe: Recipe, folder: Path, run: Run | None
 ) -> Trainer:
     """Make the trainer with its checkpoints: the best one, and the last of steps and epochs."""
     _quieten()
-    kept: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
     callbacks: list[Callback] = []
     if recipe.val_share:
         callbacks.append(
             ModelCheckpoint(
-                filename="best", monitor="val/loss", mode="min", save_weights_only=True, **kept
+                folder,
+                "best",
+                monitor="val/loss",
+                mode="min",
+                save_weights_only=True,
+                enable_version_counter=False,
             )
         )
     if recipe.patience is not None:
-        callbacks.append(EarlyStopping("val/loss", patience=recipe.patience))
-    callbacks += [
-        ModelCheckpoint(filename="last", every_n_train_steps=recipe.checkpoint_every, **kept),
-        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **kept),
-    ]
+        callbacks.append(Patience("val/loss", patience=recipe.patience))
+    callbacks.append(LastCheckpoint(folder / "last.ckpt", recipe.checkpoint_every))
     trainer = make_trainer(
         make,
         callbacks=callbacks,
@@ -70,6 +118,8 @@ def open_trainer(
         default_root_dir=folder.parent,
     )
     trainer.strategy.checkpoint_io = WholeCheckpoints()
+    # Its own talk to the other processes within the handler, which may wait for ever, and requeue.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
@@ -146,7 +196,8 @@ def fit(
         trainer.fit(module, batches, val, ckpt_path=ckpt_path, weights_only=True)
         if not trainer.global_step:
             raise ConfigError("training ended before its first step: raise trainer.max_time")
-        best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+        callback = trainer.checkpoint_callback  # the first one
+        best = callback.best_model_path if isinstance(callback, ModelCheckpoint) else ""
         if val is not None and not best:  # training ended before its first validation
             trainer.validate(module, val, verbose=False)
     except MisconfigurationException as error:
@@ -155,20 +206,26 @@ def fit(
             "settings"
         ) from error
     except OSError as error:
+        if is_full_disk(error):
+            raise
         raise ConfigError(
-            f"cannot write to {folder} ({error.strerror or error}): make room, and go on with "
-            f"resume=true out_dir={folder.parent}"
+            f"training stopped ({str(error).strip() or type(error).__name__}): mend that, and go "
+            f"on with resume=true out_dir={folder.parent}"
         ) from error
+    except Killed:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGTERM)
+        raise
     return Path(best) if val is not None and best else folder / "last.ckpt"
 
 
 def resumed(last: Path, identity: Mapping[str, Any]) -> Path | None:
-    """Return the checkpoint to go on from, None where the run ended before its first.
+    """Return the checkpoint to go on from, None where there is none yet.
 
     Raises ConfigError for one that cannot be read, or that another run has written.
     """
     if not last.exists():
-        log.warning("%s has no checkpoint yet: training begins at its start", last.parent)
+        log.info("%s has no checkpoint to go on from: training begins", last.parent)
         return None
     try:
         saved = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["rmexp"]

@@ -51,7 +51,7 @@ class PreferenceModule(LightningModule):
         self.validation: dict[str, float] = {}
         self._trained, self._validated = _Sums(), _Sums()
         self._began = time.monotonic()
-        self._rng: Tensor | None = None
+        self._rng: list[list[Tensor]] | None = None
 
     def configure_model(self) -> None:
         """Spread the weights over the devices where the strategy asks for it; once."""
@@ -153,7 +153,10 @@ class PreferenceModule(LightningModule):
         """Start the clock, and draw on from where a run that goes on has stopped."""
         self._began = time.monotonic()
         if self._rng is not None:
-            torch.set_rng_state(self._rng)
+            states = self._rng[self.global_rank % len(self._rng)]
+            torch.set_rng_state(states[0])
+            if self.device.type == "cuda" and len(states) > 1:
+                torch.cuda.set_rng_state(states[1], self.device)
             self._rng = None
 
     def on_train_epoch_start(self) -> None:
@@ -165,7 +168,7 @@ class PreferenceModule(LightningModule):
         """Keep what the run is, and the state of the random numbers."""
         checkpoint["rmexp"] = {
             "identity": self.identity,
-            "rng": torch.get_rng_state(),
+            "rng": self._rng_states(),
             "history": self.history,
             "validation": self.validation,
         }
@@ -175,6 +178,17 @@ class PreferenceModule(LightningModule):
         self._rng = checkpoint["rmexp"]["rng"]
         self.history = list(checkpoint["rmexp"]["history"])
         self.validation = dict(checkpoint["rmexp"]["validation"])
+
+    def _rng_states(self) -> list[list[Tensor]]:
+        """Return the states of each process: the processor's and, where there is one, the GPU's."""
+        own = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            own.append(torch.cuda.get_rng_state(self.device))
+        if self.trainer.world_size == 1:
+            return [own]
+        states: list[list[Tensor]] = [own] * self.trainer.world_size
+        torch.distributed.all_gather_object(states, own)
+        return states
 
     def last_metrics(self) -> dict[str, float]:
         """Return the metrics of the last step, the rates being those of all steps together."""

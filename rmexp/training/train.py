@@ -13,7 +13,7 @@ from filelock import FileLock
 from lightning import Trainer
 
 from rmexp.chat import Chat
-from rmexp.errors import ConfigError, ScoreError
+from rmexp.errors import ScoreError
 from rmexp.rewards import Column
 from rmexp.schema import Dataset, fingerprint
 from rmexp.scoring import Settings, column_values
@@ -51,11 +51,6 @@ def train(
     ConfigError, DataError or ScoreError for what cannot work, NaN losses among it.
     """
     folder = out_dir / "checkpoints"
-    if resume and not folder.is_dir():
-        raise ConfigError(
-            f"resume=true finds no run to go on with in {out_dir}: give the folder of the one that "
-            "was interrupted as out_dir"
-        )
     trainer = open_trainer(make, recipe, folder, run)
     data = source.load()
     split = split_by_prompt(data.examples, recipe.val_share, recipe.seed)

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from rmexp.commands import launch, run_command
 from rmexp.configs import benchmark_config, benchmarks, build, folder, resolve, result_key, whole
 from rmexp.errors import ConfigError
+from rmexp.sweeps import child_name, find_sweep
 from rmexp.training.world import rank, together
 
 
@@ -117,8 +118,13 @@ def _name(config: Mapping[str, Any]) -> str:
     if config["name"]:
         return str(config["name"])
     model = config["model"]["name"] or Path(str(config["model"]["path"])).name
-    choices = HydraConfig.get().runtime.choices
-    return f"{model} {choices['objective']} {choices['data']}"
+    hydra = HydraConfig.get()
+    name = f"{model} {hydra.runtime.choices['objective']} {hydra.runtime.choices['data']}"
+    if hydra.mode is not RunMode.MULTIRUN:
+        return name
+    _, varied = find_sweep(Path(hydra.runtime.output_dir).parent)
+    varied = [key for key in varied if key not in ("objective", "data")]
+    return child_name(name, {"overrides": list(hydra.overrides.task), "varied": varied})
 
 
 def tags(config: dict[str, Any]) -> dict[str, str]:

@@ -117,13 +117,29 @@ def read(path: Path) -> list[Row]:
 
 
 def gather(folders: Iterable[Path]) -> list[Row]:
-    """Return the rows of several runs; what they have in common, such as their start, once."""
-    found: dict[tuple[str, str], Row] = {}
+    """Return the rows of several runs; what they have in common, such as their start, once.
+
+    A model with the name of another one, but other numbers, gets its run's folder beside the name.
+    """
+    found: dict[str, dict[str, Row]] = {}
     for folder in folders:
-        if (folder / FILE).exists():
-            for row in read(folder / FILE):
-                found.setdefault((row.rm, row.name), row)
-    return list(found.values())
+        if not (folder / FILE).exists():
+            continue
+        own: dict[str, list[Row]] = {}
+        for row in read(folder / FILE):
+            own.setdefault(row.rm, []).append(row)
+        for rm, rows in own.items():
+            known = found.get(rm, {})
+            same = all(_number(row) == _number(known.get(row.name, row)) for row in rows)
+            name = rm if same else f"{rm} ({folder.name})"
+            kept = found.setdefault(name, {})
+            for row in rows:
+                kept.setdefault(row.name, replace(row, rm=name))
+    return [row for rows in found.values() for row in rows.values()]
+
+
+def _number(row: Row) -> tuple[float, int]:
+    return row.value, row.n
 
 
 def markdown(rows: Sequence[Row]) -> str:

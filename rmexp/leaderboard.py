@@ -66,11 +66,8 @@ class _Found:
     @property
     def key(self) -> _Key:
         """Tell RMs apart: those of one name may be read in several ways, or have new weights."""
-        tags, rm = self.evaluation.tags, self.evaluation.rm
-        if self.evaluation.published:
-            return rm, "", ""
-        weights = [tags[name] for name in ("rmexp.weights", "rmexp.reference") if name in tags]
-        return rm, tags.get("rmexp.reward", ""), "/".join(each[:8] for each in weights)
+        rm = self.evaluation.rm
+        return (rm, "", "") if self.evaluation.published else (rm, *self.evaluation.version)
 
     @property
     def basis(self) -> Basis:

@@ -126,7 +126,7 @@ def child_name(name: str, status: Mapping[str, object]) -> str:
     assert isinstance(words, list)
     assert isinstance(varied, list)
     keys = [key for key in varied if key not in ("model", "bench")]
-    more = [word for word in words if word.partition("=")[0] in keys]
+    more = [word for word in words if word.partition("=")[0] in keys and word not in name]
     return ", ".join([name, *more])
 
 

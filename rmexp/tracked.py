@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rmexp.correlation.tables import Row, Table, table
 from rmexp.errors import ConfigError
@@ -63,6 +63,13 @@ class Evaluation:
     tags: Mapping[str, str]
     published: bool
 
+    @property
+    def version(self) -> tuple[str, str]:
+        """Return how the RM was read, and the short fingerprints of its weights or its scores."""
+        names = ("rmexp.weights", "rmexp.reference", "rmexp.recorded")
+        prints = [self.tags[name][:8] for name in names if name in self.tags]
+        return self.tags.get("rmexp.reward", ""), "/".join(prints)
+
     def basis(self, name: str) -> Basis:
         """Return what a metric of this run rests on."""
         if self.published:
@@ -76,12 +83,14 @@ def evaluations(
 ) -> list[Evaluation]:
     """Return the newest finished evaluation of each RM on each benchmark.
 
+    RMs of one name with other weights, or read in another way, have that beside their names.
     `metrics` chooses by name (None: all); runs with none of them are passed over. `query` is a
     filter of MLflow's. Runs that repeat published numbers count apart from measured ones.
 
     Raises ConfigError where the experiment or the server is not to be had.
     """
-    return _newest(every_evaluation(uri, experiment, metrics, query))
+    found, _ = _told_apart(every_evaluation(uri, experiment, metrics, query), "scores")
+    return _newest(found)
 
 
 def every_evaluation(
@@ -90,6 +99,32 @@ def every_evaluation(
     """Return all that `evaluations` chooses from, the newest first."""
     runs = finished_runs(uri, experiment, f"tags.rmexp.command = '{EVALUATION}'", query)
     return [found for run in runs if (found := _evaluation(run, metrics)) is not None]
+
+
+def _told_apart(found: Iterable[Evaluation], group: str) -> tuple[list[Evaluation], list[str]]:
+    """Return the evaluations with a name for each version of an RM, and a line for each such RM."""
+    found = list(found)
+    versions: dict[str, dict[tuple[str, str], None]] = {}
+    for each in found:
+        if not each.published:
+            versions.setdefault(each.rm, {})[each.version] = None
+    several = {rm: list(own) for rm, own in versions.items() if len(own) > 1}
+    named: dict[tuple[str, tuple[str, str]], str] = {}
+    for rm, own in several.items():
+        differing = [at for at, parts in enumerate(zip(*own, strict=True)) if len(set(parts)) > 1]
+        for version in own:
+            shown = ", ".join(version[at] or "not recorded" for at in differing)
+            named[rm, version] = f"{rm} ({shown})"
+    renamed = [
+        each if each.published else replace(each, rm=named.get((each.rm, each.version), each.rm))
+        for each in found
+    ]
+    lines = [
+        f"{rm} means {len(own)} models, told apart as {', '.join(named[rm, one] for one in own)}: "
+        f"choose with {group}.query=\"tags.`rmexp.weights` LIKE 'WEIGHTS%'\""
+        for rm, own in several.items()
+    ]
+    return renamed, lines
 
 
 def _newest(found: Iterable[Evaluation]) -> list[Evaluation]:
@@ -109,7 +144,8 @@ def tracked_scores(
 ) -> Table:
     """Return these metrics of the newest finished evaluations as a table, a task for each.
 
-    The scores of a task rest on the same examples, unless `mixed` asks for others as well. A run
+    RMs of one name with other weights, or read in another way, have that beside their names. The
+    scores of a task rest on the same examples, unless `mixed` asks for others as well. A run
     that has only the partial form of a metric is left out and named.
 
     Raises ConfigError where no run has one of them, and for different examples.
@@ -119,7 +155,10 @@ def tracked_scores(
             f"scores.metrics={metrics}: give a list, scores.metrics=[rmbench/overall]"
         )
     wanted = [*metrics, *(f"{name}{PARTIAL}" for name in metrics)]
-    every = [run for run in every_evaluation(uri, experiment, wanted, query) if not run.published]
+    every, notes = _told_apart(
+        (run for run in every_evaluation(uri, experiment, wanted, query) if not run.published),
+        "scores",
+    )
     found = _newest(run for run in every if not run.metrics.keys().isdisjoint(metrics))
     rows: dict[tuple[str, str], Row] = {}
     bases: dict[tuple[str, str], Basis] = {}
@@ -130,7 +169,7 @@ def tracked_scores(
                 rows[run.rm, name] = Row(run.rm, name, run.metrics[name].value, n=basis.n)
     source = f"{len(found)} runs of {experiment}"
     _refuse_absent([name for name in metrics if all(task != name for _, task in rows)], source)
-    notes = _mixed(bases, "scores", mixed)
+    notes += _mixed(bases, "scores", mixed)
     for name in metrics:
         partial = {
             run.rm for run in every if name + PARTIAL in run.metrics and (run.rm, name) not in rows

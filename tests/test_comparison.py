@@ -68,6 +68,18 @@ def test_a_file_keeps_every_cell_and_a_sweep_gathers_each_row_once(tmp_path: Pat
     assert found == [*rows, *[row for row in other if row.rm == "other"]]
 
 
+def test_models_of_one_name_with_other_numbers_stand_side_by_side(tmp_path: Path):
+    """Two seeds trained under one name, beside one start."""
+    poorer = scored(*[True] * 30, *[False] * 10)
+    for name, trained in (("0", TRAINED), ("1", poorer), ("2", TRAINED)):
+        (tmp_path / name).mkdir()
+        rows = compare({"new": trained, "old": START}, "old", "held", metrics, int(name))
+        write(tmp_path / name / comparison.FILE, rows)
+    found = gather(tmp_path / name for name in ("0", "1", "2"))
+    values = {row.rm: row.value for row in found if row.metric == "preference/accuracy"}
+    assert values == {"old": 0.5, "new": 1.0, "new (1)": 0.75}
+
+
 def test_the_short_table_has_overall_numbers_and_averages_side_by_side():
     names = ("toy/overall/partial", "toy/easy", "toy/plain/average", "toy/plain/matrix/a_b")
     rows = [Row(rm, "toy-2", name, 0.5, 0.4, 0.6, 9, *(None,) * 4) for rm in "ab" for name in names]

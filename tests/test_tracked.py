@@ -63,6 +63,26 @@ def test_the_newest_finished_run_of_each_rm_and_benchmark(uri):
     }
 
 
+def test_weights_of_one_name_are_told_apart(uri):
+    """Of each version the newest run; where only the reading differs, the name says that."""
+    tags = {"rmexp.reward": "scalar head"}
+    for weights, score in (("1" * 64, 0.1), ("2" * 64, 0.2), ("1" * 64, 0.3)):
+        evaluated(uri, "A", "toy", {"toy/overall": score}, **tags, **{"rmexp.weights": weights})
+    for reading, score in (("sum", 0.4), ("mean per token", 0.5)):
+        tags = {"rmexp.reward": reading, "rmexp.weights": "3" * 64}
+        evaluated(uri, "B", "toy", {"toy/overall": score}, **tags)
+    assert {rm: score for (rm, _), score in scores(uri, "toy/overall").items()} == {
+        "A (11111111)": 0.3, "A (22222222)": 0.2, "B (sum)": 0.4, "B (mean per token)": 0.5,
+    }  # fmt: skip
+    found = tracked_scores(metrics=["toy/overall"], uri=uri, experiment="e")
+    assert any(
+        note.startswith("A means 2 models, told apart as A (11111111), A (22222222): choose with")
+        for note in found.notes
+    )
+    query = "tags.`rmexp.weights` LIKE '22222222%'"
+    assert scores(uri, "toy/overall", query=query) == {("A", "toy/overall"): 0.2}
+
+
 def test_a_filter_selects_runs(uri):
     evaluated(uri, "A", "toy", {"toy/overall": 0.1}, sweep="one")
     evaluated(uri, "A", "toy", {"toy/overall": 0.2}, sweep="two")

@@ -605,6 +605,21 @@ def test_dropped_responses_leave_a_comparison_of_the_others(
     }
 
 
+def test_the_seeds_of_a_sweep_are_models_of_their_own(
+    places: Callable[..., list[str]], project_root: Path
+) -> None:
+    words = places("seeds")
+    more = ["seed=1,2", "data.pairs=8", "trainer.max_steps=1", "recipe.val_share=0"]
+    more += ["eval_after=[{name: toy, limit: 1}]", "eval_beside=[start]"]
+    done = run_script(project_root, ["train_rm.py", "-m", *more, *words], [(Toy, "figures")])
+    assert done.code == 0, done.err[-3000:]
+    out = folder_of(words)
+    trained = {row.rm for row in comparison.read(out / comparison.FILE) if row.gain is not None}
+    assert len(trained) == 2
+    for seed, rm in zip("12", sorted(trained), strict=True):
+        assert rm.endswith(f"bt toy, seed={seed}")
+
+
 def test_a_grid_trains_evaluates_and_skips_what_is_done(
     places: Callable[..., list[str]], project_root: Path, tmp_path: Path
 ) -> None:

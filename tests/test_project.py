@@ -119,6 +119,7 @@ def test_text_files_are_utf8_whatever_the_locale(project_root):
             if name in ("read_text", "write_text", "open") and "encoding" not in words:
                 binary = any("b" in str(mode) for mode in modes)
                 others = ast.unparse(call.func) in of_others
-                assert name == "open" and (binary or others), f"{path}:{call.lineno}"
+                assert name == "open", f"{path}:{call.lineno}"
+                assert binary or others, f"{path}:{call.lineno}"
             seen += name in ("read_text", "write_text", "open")
     assert seen > 40

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from rmexp import jsontext
 from rmexp.errors import DataError
-from rmexp.rows import Row
+from rmexp.rows import Row, named
 
 FORMATS = ".jsonl, .json, .csv, each also with .gz, and .parquet"
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
@@ -126,7 +126,9 @@ def _csv_rows(path: Path, name: str) -> Iterator[Row]:
     records = _csv_records(lines, name)
     header = next(records, [])
     if len(set(header)) < len(header) or "" in header:
-        raise DataError(f"{name} needs a header of distinct column names, not {header}: correct it")
+        raise DataError(
+            f"{name} needs a header of distinct column names, not {named(header[:20])}: correct it"
+        )
     for row, fields in enumerate(records):
         place = f"{name}, row {row}"
         if len(fields) != len(header):
@@ -165,7 +167,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if len(set(names)) < len(names):
-                raise DataError(f"{path} has two columns of one name ({names}): rename one")
+                raise DataError(f"{path} has two columns of one name ({named(names)}): rename one")
             for batch in file.iter_batches(_PARQUET_ROWS):
                 for value in batch.to_pylist():
                     yield _row(value, name, f"{name}, row {row}")

@@ -124,6 +124,22 @@ def test_recorded_rewards_of_any_number_of_responses(tmp_path: Path) -> None:
         RecordedPairs(path=path, pairs_per_prompt=0)
 
 
+def test_a_limit_of_recorded_rewards_counts_in_each_subset(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{i}?", "subset": "ab"[i % 2], "response_1": "x", "reward_1": 1}
+        | {"response_2": "y", "reward_2": 0}
+        for i in range(6)
+    ]
+    path = write_pairs(tmp_path / "bon.jsonl", rows)
+    data = RecordedPairs(path=path, limit=1).load()
+    assert [example.id for example in data.examples] == ["0/0", "1/0"]
+    rows[0] |= {"response_2": None}
+    write_pairs(tmp_path / "bon.jsonl", rows)
+    data = RecordedPairs(path=path, limit=1).load()
+    assert [example.id for example in data.examples] == ["1/0", "2/0"]
+    assert data.bad_rows == ("0: column 'response_2' is missing (bon.jsonl:1)",)
+
+
 def test_a_recorded_reward_that_is_no_number(tmp_path: Path) -> None:
     path = recorded(tmp_path, [float(i) for i in range(99)] + [float("nan")])
     with pytest.raises(DataError, match="'reward_100' must hold a finite number"):

@@ -174,6 +174,9 @@ def test_rated_rows_belong_together_by_their_prompt(tmp_path, kind):
         "1 pairs of equal rank or rating left out",
         "2 of 3 prompts give no pair",
     )
+    by_subset = [row | {"kind": str(i)} for i, row in enumerate(rows)]
+    with pytest.raises(DataError, match=r"gives no pairs: .*4 of 4 prompts give no pair"):
+        load(tmp_path, by_subset, kind, subset_column="kind")
     other = load(tmp_path, rows, kind, columns={"rating": "verbosity"})
     assert pairs(other) == [("0/0", "no", "yes")]
 
@@ -195,6 +198,17 @@ def test_prompts_of_many_turns_in_one_string():
         Message("user", "Three?"),
     )
     assert found[1] == (found[0][0], Message("assistant", "Two."), found[0][2])
+
+
+def test_whole_dialogues_beside_their_prompt():
+    dialogues = {
+        "chosen": "\n\nHuman: Hi\n\nAssistant: a",
+        "rejected": "\n\nHuman: Hi\n\nAssistant: b",
+    }
+    for prompt in ("Hi", "\n\nHuman: Hi\n\nAssistant:", None):
+        entry = read(dialogues | {"prompt": prompt})
+        assert (entry.example.prompt, entry.example.chosen, entry.flaw) == ((HI,), ("a",), None)
+    assert read(dialogues | {"prompt": "Ho"}).flaw == "prompts differ"
 
 
 LONE = "\ud83d"

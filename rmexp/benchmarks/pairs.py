@@ -107,7 +107,7 @@ class PairReader:
 
     def _entries(self, rows: Iterable[Row], found: "_Found") -> Iterator[Entry]:
         names = self._columns
-        rated: dict[tuple[Message, ...], tuple[Row, str, list[tuple[float, str]]]] = {}
+        rated: dict[tuple[str, tuple[Message, ...]], tuple[Row, str, list[tuple[float, str]]]] = {}
         for number, row in enumerate(rows):
             found.there |= dict.fromkeys(row.values)
             found.read |= {names.id, names.system, names.prompt, self._subset_column}
@@ -126,7 +126,8 @@ class PairReader:
                 found.read |= {names.response, rating}
                 found.ratings.add(rating)
                 answer = (row.number(rating), row.text(names.response))
-                rated.setdefault(self._prompt(row), (row, id, []))[2].append(answer)
+                key = self._subset(row), self._prompt(row)
+                rated.setdefault(key, (row, id, []))[2].append(answer)
             else:
                 raise DataError(
                     f"column {names.chosen!r} is missing at {row.place}, and so are "
@@ -134,7 +135,7 @@ class PairReader:
                     f"check that this is the right file, or name its columns, as in "
                     f"{self._group}.columns={{chosen: NAME, rejected: NAME}}"
                 )
-        for prompt, (row, id, answers) in rated.items():
+        for (_, prompt), (row, id, answers) in rated.items():
             yield from self._pairs(row, id, prompt, answers, found)
 
     def _pairs(
@@ -225,14 +226,14 @@ def read_pair(row: Row, id: str, subset: str, columns: Columns = Columns()) -> E
     - a string: the response to `prompt`, which is a string or a list of messages;
     - a list of messages that ends with the response: the prompt is what comes before it, and
       `prompt`, if there is one, must agree; it is needed where nothing comes before;
-    - without `prompt`, a dialogue in one string as in HH-RLHF, with turns that begin with
-      "\n\nHuman:" and "\n\nAssistant:", the last of which is the response.
+    - a dialogue in one string as in HH-RLHF, with turns that begin with "\n\nHuman:" and
+      "\n\nAssistant:": the same, the last turn being the response.
 
     `system`, if there is one, is the prompt's first turn. Two prompts that differ cannot be scored,
     nor what does not end with the assistant's turn: the entry has that flaw.
     """
-    prompt, chosen, flaw = _side(row, columns.chosen, columns)
-    other, rejected, other_flaw = _side(row, columns.rejected, columns)
+    prompt, chosen, flaw = _side(row, columns.chosen)
+    other, rejected, other_flaw = _side(row, columns.rejected)
     flaw = flaw or other_flaw
     if not flaw:
         flaw = None if prompt == other else "prompts differ"
@@ -247,11 +248,11 @@ def read_pair(row: Row, id: str, subset: str, columns: Columns = Columns()) -> E
     return Entry(Example(id, subset, prompt, (chosen,), (rejected,)), row, flaw)
 
 
-def _side(row: Row, column: str, columns: Columns) -> tuple[tuple[Message, ...], str, str | None]:
+def _side(row: Row, column: str) -> tuple[tuple[Message, ...], str, str | None]:
     """Return what a column says of the prompt, possibly nothing, its response, and its flaw."""
     content = row.text_or_messages(column)
     if isinstance(content, str):
-        if row.has(columns.prompt) or not content.startswith("\n\nHuman:"):
+        if not content.startswith("\n\nHuman:"):
             return (), content, None
         content = _turns(_TURN, content)
     *before, last = content

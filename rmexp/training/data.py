@@ -133,7 +133,7 @@ class RecordedPairs:
         rows = load_rows(local, self._path, self._split or "", self._revision, include)
         with_pairs: set[str] = set()
         examples, bad_rows = self._selection.select(
-            self._entries(rows, with_pairs), part=lambda example: self.name, files=rows.files
+            self._entries(rows, with_pairs), files=rows.files
         )
         if not examples:
             raise DataError(

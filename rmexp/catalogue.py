@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from rich.box import SIMPLE
 
 from rmexp import tables
 from rmexp.errors import ConfigError
+from rmexp.outside import read_yaml
 
 MODELS = Path(__file__).resolve().parent.parent / "conf" / "model"
 PUBLISHED = Path(__file__).resolve().parent / "published"
@@ -92,8 +92,8 @@ def catalogue(folder: Path = MODELS, published: Path = PUBLISHED) -> list[Model]
         size = _SIZE.search(text.splitlines()[0])
         if size is None:
             raise ConfigError(f"{path}: its first line names no size: write one, such as 8B")
-        config = OmegaConf.create(text)
-        name = str(config.name)
+        config = read_yaml(path, "write it as the others are")
+        name = str(config["name"])
         scores = {}
         for benchmark, sources in published_scores.items():
             found = [
@@ -101,9 +101,9 @@ def catalogue(folder: Path = MODELS, published: Path = PUBLISHED) -> list[Model]
             ]
             if found:
                 scores[benchmark] = found[0]
-        reader = str(config.reader) if "reader" in config else "pairwise"
+        reader = str(config["reader"]) if "reader" in config else "pairwise"
         if "reference" in config:
-            reader += f", {config.reference.name}"
+            reader += f", {config['reference']['name']}"
         models.append(Model(path.stem, name, size[0], reader, scores))
     return models
 

@@ -6,40 +6,60 @@ with plain values of their types, and names the key that it refuses.
 """
 
 import inspect
-import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from rmexp.errors import DataError
+from rmexp import jsontext
+from rmexp.errors import ConfigError, DataError, RmexpError
 
 _SHOWN = 60  # characters of a value that a message repeats
 
 
 def parse_json(text: str) -> Any:
-    """Return JSON's value. Raises ValueError for what is none, a key that is there twice included.
+    """Return JSON's value. Raises ValueError for what is none, a key that stands twice included.
 
     >>> parse_json('{"a": 1, "a": 2}')
     Traceback (most recent call last):
-    ValueError: the key "a" is there twice
+    ValueError: the key 'a' stands twice
     """
-    try:
-        return _JSON.decode(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    value = jsontext.loads(text)
+    if flaw := jsontext.flaw(value):
+        raise ValueError(flaw)
+    return value
 
 
-def read_json(path: Path, mend: str) -> dict[str, Any]:
-    """Return a file's JSON object. Raises DataError that ends in `mend`, what to do about it."""
-    return _read(path, parse_json, "JSON object", mend)
+def read_json(path: Path, mend: str, raised: type[RmexpError] = DataError) -> dict[str, Any]:
+    """Return a file's JSON object. Raises an error that ends in `mend`, what to do about it."""
+    return _read(path, parse_json, "JSON object", mend, raised)
 
 
 def read_yaml(path: Path, mend: str) -> dict[str, Any]:
     """Return a YAML file's mapping, without tags and aliases; see `read_json`."""
-    return _read(path, lambda text: yaml.load(text, _PlainLoader), "YAML mapping", mend)
+    return _read(path, lambda text: yaml.load(text, _PlainLoader), "YAML mapping", mend, DataError)
+
+
+def read_checkpoint(path: Path, mend: str) -> dict[str, Any]:
+    """Return a training's checkpoint, weights on the CPU; of its pickle plain values alone.
+
+    Raises ConfigError that ends in `mend`.
+    """
+    import torch
+
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        raise ConfigError(f"{path} cannot be read, it holds other things: {mend}") from error
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"{path} cannot be read ({reason}): {mend}") from error
+    if not isinstance(saved, dict):
+        raise ConfigError(f"{path} is no checkpoint of a training: {mend}")
+    return saved
 
 
 def known(values: Mapping[str, object], hints: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -67,16 +87,18 @@ def parameters(function: Callable[..., object]) -> dict[str, Any]:
     return {name: Any if hint is inspect.Parameter.empty else hint for name, hint in named.items()}
 
 
-def _read(path: Path, parse: Callable[[str], object], form: str, mend: str) -> dict[str, Any]:
+def _read(
+    path: Path, parse: Callable[[str], object], form: str, mend: str, raised: type[RmexpError]
+) -> dict[str, Any]:
     try:
         value = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}): {mend}") from error
+        raise raised(f"cannot read {path} ({error.strerror}): {mend}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).strip().replace("\n", " ")
-        raise DataError(f"{path} holds no {form} ({reason}): {mend}") from error
+        raise raised(f"{path} holds no {form} ({reason}): {mend}") from error
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise DataError(f"{path} holds no {form}: {mend}")
+        raise raised(f"{path} holds no {form}: {mend}")
     return value
 
 
@@ -126,18 +148,6 @@ def _shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def _once(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {json.dumps(twice)} is there twice")
-    return made
-
-
-_JSON = json.JSONDecoder(object_pairs_hook=_once)
-
-
 class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML without aliases, by which a few lines can stand for gigabytes, and without twice a key.
 
@@ -150,9 +160,10 @@ class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        pairs = [(self.construct_object(key, deep=True), None) for key, _ in node.value]
-        try:
-            _once(pairs)
-        except TypeError as error:
-            raise ValueError("a key is no plain value") from error
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for name in names:
+            if not isinstance(name, Hashable):
+                raise ValueError("a key is no plain value")
+            if names.count(name) > 1:
+                raise ValueError(f"the key {name!r} stands twice")
         return super().construct_mapping(node, deep)  # type: ignore[no-any-return]

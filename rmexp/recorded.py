@@ -1,12 +1,12 @@
 """Rewards that somebody else computed, read from a file. Imports no model library."""
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from rmexp.errors import ConfigError, ScoreError
+from rmexp.outside import parse_json
 from rmexp.schema import Example, ScoredExample, scored_example
 
 _NAMED = 5  # how many of the missing examples an error names
@@ -79,7 +79,7 @@ class RecordedReward:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 name, chosen, rejected = row["id"], row["chosen"], row["rejected"]
                 rewards = tuple(map(_reward, chosen)), tuple(map(_reward, rejected))
                 verdicts = _verdicts(row.get("verdicts"), *map(len, rewards))

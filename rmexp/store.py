@@ -20,6 +20,7 @@ from typing import Generic, Self, TypeVar
 from filelock import FileLock, Timeout
 
 from rmexp.errors import ConfigError, ScoreError
+from rmexp.outside import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Store(Generic[Value]):
                     if not line.endswith(b"\n"):
                         continue
                     try:
-                        key, value = json.loads(line)
+                        key, value = parse_json(line.decode())
                     except (ValueError, TypeError) as error:
                         raise ScoreError(
                             f"{path}:{number} of the score store is damaged: delete this file, "

@@ -1,23 +1,28 @@
 """What comes from elsewhere is data: what is read of it, and what is refused by name."""
 
+import ast
+import pickle
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 import yaml
 from hydra import initialize_config_dir
 from hydra.utils import get_class
 
 from rmexp.configs import ROOT, benchmark_config, benchmarks, rebuild
 from rmexp.correlation.compare import read_run
-from rmexp.errors import DataError, RmexpError
-from rmexp.outside import known, parameters, parse_json, read_json, read_yaml
+from rmexp.errors import ConfigError, DataError, RmexpError
+from rmexp.outside import known, parameters, parse_json, read_checkpoint, read_json, read_yaml
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"a": 1, "b": {"c": 1, "c": 1}}', 'the key "c" is there twice'),
+        ('{"a": 1, "b": {"c": 1, "c": 1}}', "the key 'c' stands twice"),
         ('{"a": 1', "Expecting"),
         ("[" * 100_000, "it is nested too deeply"),
         ("1" * 5000, "Exceeds the limit"),
@@ -32,7 +37,7 @@ def test_what_is_no_json_is_a_value_error(text, reason):
     ("content", "reason"),
     [
         (b"[1]", "holds no JSON object: get it again"),
-        (b'{"a": 1, "a": 2}', 'holds no JSON object .the key "a" is there twice.: get it again'),
+        (b'{"a": 1, "a": 2}', "holds no JSON object .the key 'a' stands twice.: get it again"),
         (b"\xff", "holds no JSON object .*: get it again"),
         (None, "cannot read .*No such file or directory.: get it again"),
     ],
@@ -51,7 +56,7 @@ def test_a_json_file_that_is_no_object(tmp_path, content, reason):
         ("a: !!python/object/apply:os.system ['touch proof']", "could not determine a constructor"),
         ("a: !!python/name:os.system", "could not determine a constructor"),
         ("a: &x [1]\nb: *x", "the alias .x is not read"),
-        ("a: 1\nb: {c: 1, c: 2}", 'the key "c" is there twice'),
+        ("a: 1\nb: {c: 1, c: 2}", "the key 'c' stands twice"),
         ("? [1]\n: 2", "a key is no plain value"),
         ("1: 2", "holds no YAML mapping: get it again"),
         ("- a", "holds no YAML mapping: get it again"),
@@ -169,3 +174,84 @@ def test_each_benchmark_is_rebuilt_from_what_its_run_records(tmp_path):
             if config.get("path") == "???":
                 config["path"] = str(tmp_path)
             assert type(rebuild(config, tmp_path)) is get_class(config["_target_"])
+
+
+class Evil:
+    """What a pickle makes of this is a file."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.proof,)
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "old", "pickle"])
+def test_a_checkpoint_does_not_run(tmp_path, form):
+    proof, path = tmp_path / "proof", tmp_path / "last.ckpt"
+    saved = {"rmexp": {"identity": {}}, "state_dict": {}, "callbacks": Evil(proof)}
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(saved))
+    else:
+        torch.save(saved, path, _use_new_zipfile_serialization=form == "checkpoint")
+    with pytest.raises(ConfigError, match=r"last\.ckpt cannot be read.*: train anew$") as raised:
+        read_checkpoint(path, "train anew")
+    assert "weights_only" not in str(raised.value)  # no advice to read it all the same
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("saved", [[1, 2], torch.ones(2), "text"])
+def test_a_checkpoint_that_holds_something_else(tmp_path, saved):
+    torch.save(saved, tmp_path / "last.ckpt")
+    with pytest.raises(ConfigError, match="is no checkpoint of a training: train anew"):
+        read_checkpoint(tmp_path / "last.ckpt", "train anew")
+    with pytest.raises(ConfigError, match=r"none\.ckpt cannot be read"):
+        read_checkpoint(tmp_path / "none.ckpt", "train anew")
+
+
+# Whatever makes values, or more, of a file's text or bytes.
+READERS = re.compile(
+    r"(torch|json|jsontext|yaml|np|numpy|pickle|cloudpickle|dill|joblib|marshal|shelve|ast)"
+    r"\.(load|loads|load_all|safe_load|full_load|unsafe_load|open|literal_eval)"
+    r"|OmegaConf\.(load|create)|.*\b(instantiate|get_class|get_method|get_object|import_module)"
+    r"|(loads|safe_load|eval|exec|compile|__import__)|runpy\..*|pd\.read_pickle"
+)
+READ_ELSEWHERE = {
+    ("jsontext.py", "json.loads"): "the parser that parse_json checks the values of",
+    ("rows.py", "jsontext.loads"): "a row with a key twice is a bad row, not a bad file",
+    ("formats.py", "jsontext.loads"): "as in rows.py",
+    ("rows.py", "ast.literal_eval"): "messages in Python's form: it makes plain values alone",
+    ("checkpoints.py", "json.loads"): "plain values",
+    ("rendering.py", "json.loads"): "what the project's own process for templates answers",
+    ("jobs.py", "json.loads"): "what the project's own jobs wrote",
+    ("sweeps.py", "json.loads"): "as in jobs.py",
+    ("configs.py", "instantiate"): "of what Hydra composed from conf/ and the command's words",
+    ("configs.py", "get_class"): "of a target that stands in conf/ or in --config-dir",
+    ("leaderboard.py", "hydra.utils.get_class"): "as in configs.py",
+}
+
+
+def test_every_reader_is_the_one_place_or_has_a_reason():
+    found = set()
+    files = [*(ROOT / "rmexp").rglob("*.py"), *ROOT.glob("*.py")]
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and READERS.fullmatch(name := ast.unparse(node.func)):
+                found.add((path.name, name))
+    own = {name for file, name in found if file == "outside.py"}
+    assert own == {"torch.load", "yaml.load", "jsontext.loads"}
+    assert {each for each in found if each[0] != "outside.py"} == set(READ_ELSEWHERE)
+    assert len(files) > 80
+
+
+def test_no_code_of_a_model_folder_runs_unasked():
+    """`trust_remote_code` and `weights_only` are never set but from a setting, or to be safe."""
+    seen = 0
+    for path in [*(ROOT / "rmexp").rglob("*.py"), *ROOT.glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "weights_only"):
+                safe = {"weights_only": True, "trust_remote_code": False}[node.arg]
+                literal = isinstance(node.value, ast.Constant)
+                assert not literal or node.value.value is safe, f"{path}:{node.value.lineno}"
+                seen += 1
+    assert seen >= 3

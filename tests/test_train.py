@@ -433,8 +433,13 @@ def test_the_loop(
     words += ["recipe.val_share=0.5", "recipe.learning_rate=1e-3", "trainer.max_epochs=2"]
     words += ["tracking.register=tiny"]
     words += [f"eval_after=[{{name: toy, limit: 2}},{{name: preference, path: {val}}}]"]
+    another = write_lines(tmp_path / "another" / "config.json", [{}]).parent
+    out.mkdir(parents=True)
+    (out / "model").symlink_to(another)
     done = run_script(project_root, ["train_rm.py", *words])
     assert done.code == 0, done.err[-3000:]
+    assert [path.name for path in another.iterdir()] == ["config.json"]  # nor written to
+    assert not (out / "model").is_symlink()
     metrics = read_json(out / "metrics.json")
     assert metrics["data/train_pairs"] == metrics["data/val_pairs"] == 12
     assert metrics["preference/accuracy/n"] == 12

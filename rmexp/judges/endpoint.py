@@ -16,6 +16,7 @@ import httpx2
 
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.judges.llm import TOO_LONG, Answer, Done, Question, Sampling
+from rmexp.outside import parse_json
 from rmexp.progress import ScoringProgress
 from rmexp.scoring import Settings
 from rmexp.secrets import redact
@@ -133,7 +134,7 @@ class Endpoint:
                 reason = f"no answer within {self._timeout:g} s"
             except httpx2.RequestError as error:
                 reason = f"{type(error).__name__}: {self._quote(str(error))}"
-            except (ValueError, LookupError, TypeError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
                 reason = f"an answer that is no chat completion ({self._quote(str(error))})"
             if attempt + 1 < self._tries:
                 await self._back_off(attempt, told, reason)
@@ -180,7 +181,7 @@ class Endpoint:
 
 def _read(response: httpx2.Response) -> Answer:
     """Return the answer in a chat completion; an empty one is an answer."""
-    content = json.loads(response.text)
+    content = parse_json(response.text)
     choice = content["choices"][0]
     text = choice["message"].get("content")
     if not isinstance(text, str | None):

@@ -11,6 +11,7 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from rmexp.errors import ConfigError, ScoreError, is_full_disk
+from rmexp.outside import read_checkpoint
 from rmexp.rewards import open_reward
 from rmexp.tracking import Run
 from rmexp.training.batches import Batches, Pair
@@ -46,13 +47,11 @@ def export(
     tokenizer.chat_template = start.reward.chat.template
     draft = folder.with_name(f".{folder.name}.draft")
     try:
-        if draft.exists():  # of a run that was killed
-            shutil.rmtree(draft)
+        _remove(draft)  # of a run that was killed
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         (draft / "rmexp.json").write_text(json.dumps(rmexp, indent=1) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
+        _remove(folder)
         draft.rename(folder)
     except OSError as error:
         if is_full_disk(error):
@@ -75,12 +74,20 @@ def export(
     return delta
 
 
+def _remove(folder: Path) -> None:
+    """Remove what stands where the folder belongs; of a link, the link and not what it leads to."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)
+
+
 def _trained(
     start: Start, objective: Objective, recipe: Recipe, checkpoint: Path
 ) -> PreTrainedModel:
     """Return the checkpoint's model in plain layers, on the CPU."""
     model = build_model(start, objective, recipe)
-    kept = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    kept = read_checkpoint(checkpoint, "run the command again with resume=true")["state_dict"]
     model.load_state_dict({name.removeprefix("model."): value for name, value in kept.items()})
     if recipe.lora_rank is not None:
         merge_lora(model)

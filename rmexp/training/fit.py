@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Mod
 from transformers.utils.logging import disable_progress_bar
 
 from rmexp.errors import ConfigError, is_full_disk
+from rmexp.outside import read_checkpoint
 from rmexp.signals import Killed
 from rmexp.tracking import Run
 from rmexp.training.batches import Batches
@@ -24,6 +24,8 @@ from rmexp.training.curves import RunLogger
 from rmexp.training.module import PreferenceModule
 from rmexp.training.options import make_trainer
 from rmexp.training.recipe import Recipe
+
+_ANEW = "delete it and train anew"
 
 log = logging.getLogger(__name__)
 
@@ -227,13 +229,10 @@ def resumed(last: Path, identity: Mapping[str, Any]) -> Path | None:
     if not last.exists():
         log.info("%s has no checkpoint to go on from: training begins", last.parent)
         return None
-    try:
-        saved = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["rmexp"]
-        before = saved["identity"]
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
-        raise ConfigError(
-            f"{last} cannot be read ({str(error).splitlines()[0]}): delete it and train anew"
-        ) from error
+    saved = read_checkpoint(last, _ANEW).get("rmexp")
+    before = saved.get("identity") if isinstance(saved, dict) else None
+    if not isinstance(before, dict):
+        raise ConfigError(f"{last} is no checkpoint of a training: {_ANEW}")
     changed = [name for name, value in identity.items() if before.get(name) != value]
     if changed:
         raise ConfigError(

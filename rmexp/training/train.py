@@ -14,6 +14,7 @@ from lightning import Trainer
 
 from rmexp.chat import Chat
 from rmexp.errors import ScoreError
+from rmexp.outside import read_checkpoint
 from rmexp.rewards import Column
 from rmexp.schema import Dataset, fingerprint
 from rmexp.scoring import Settings, column_values
@@ -196,5 +197,5 @@ def _validation(kept: Path, module: PreferenceModule) -> dict[str, float]:
     """Return the validation's metrics of the checkpoint that is kept."""
     if kept.stem != "best":
         return module.validation
-    saved = torch.load(kept, map_location="cpu", weights_only=True, mmap=True)["rmexp"]
+    saved = read_checkpoint(kept, "run the command again with resume=true")["rmexp"]
     return dict(saved["validation"])

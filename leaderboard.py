@@ -62,6 +62,7 @@ def write(boards: "dict[str, Board]", experiment: str, out_dir: Path, run: Any) 
     markdown = to_markdown(title, about, boards)
     (out_dir / "leaderboard.html").write_text(to_html(title, about, boards), encoding="utf-8")
     (out_dir / "leaderboard.md").write_text(markdown, encoding="utf-8")
+    run.keep(out_dir / "leaderboard.html", out_dir / "leaderboard.md")
     note = markdown
     if len(note) > _NOTE_LENGTH:
         note = note[: note.rindex("\n", 0, _NOTE_LENGTH)] + "\n\nAll of it: leaderboard.html."

@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,42 +22,54 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rmexp import sweeps
-from rmexp.configs import ROOT, given, make_folder, resolve
+from rmexp import secrets, sweeps
+from rmexp.configs import ROOT, absolute, given, make_folder, resolve
 from rmexp.errors import ConfigError, RmexpError, is_full_disk
-from rmexp.jobs import replace, write_status
-from rmexp.secrets import redact
+from rmexp.jobs import note_job, replace, write_status
 from rmexp.signals import Killed, killable, uninterrupted
 
 log = logging.getLogger(__name__)
 
 _failed: list[Path] = []
 _then: list[str] = []  # the command that follows this process's sweep
+_by_hydra: list[Path] = []  # files in which Hydra keeps settings as they were typed
 
 # What a task gets: the resolved config, the job's folder, and the open run. It returns its most
 # important result in a few words.
 Task = Callable[[dict[str, Any], Path, Any], str]
-
-# Checkpoints are large and of use in their place only; evaluations have runs of their own.
-_NOT_LOGGED = {"checkpoints", "eval"}
 
 
 def launch(main: Callable[[], None]) -> None:
     """Run a Hydra main, end its sweep if it was one, and exit with 1 if any job failed."""
     _speak_utf8()
     logging.raiseExceptions = False  # a log file on a full disk is no reason for a traceback
-    with killable():
-        try:
-            main()
-        except BaseException as error:
-            with uninterrupted():
-                sweeps.close_sweep(killed=isinstance(error, Killed))
-            raise
-        _failed.extend(sweeps.close_sweep(killed=False))
+    for word in sys.argv[1:]:
+        name, _, value = word.partition("=")
+        secrets.learn(value, name.rpartition(".")[2])
+    with secrets.redacted_output(sys.stdout, sys.stderr), killable():
+        _launch(main)
     if _then and not _failed:
         log.info("then: %s", " ".join(_then))
-        sys.exit(subprocess.run([sys.executable, *_then], cwd=ROOT).returncode)
+        # In this folder, to which the words' paths are relative.
+        script = ROOT / _then[0] if (ROOT / _then[0]).is_file() else _then[0]
+        sys.exit(subprocess.run([sys.executable, script, *_then[1:]]).returncode)
     sys.exit(int(bool(_failed)))
+
+
+def _launch(main: Callable[[], None]) -> None:
+    try:
+        main()
+    except BaseException as error:
+        with uninterrupted():
+            sweeps.close_sweep(killed=isinstance(error, Killed), broken=True)
+        raise
+    finally:
+        _redact_hydras_files()
+    try:
+        _failed.extend(sweeps.close_sweep())
+    except RmexpError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
 
 
 def _speak_utf8() -> None:
@@ -76,17 +89,27 @@ def run_command(
     hydra = HydraConfig.get()
     out_dir = Path(hydra.runtime.output_dir)
     status: dict[str, object] = {}
-    sweep = out_dir.parent if hydra.mode is RunMode.MULTIRUN else None
-    if sweep is not None:
-        parent, varied = sweeps.find_sweep(sweep)
-        status = {"sweep": parent, "overrides": _words(hydra), "varied": varied}
-        if sweeps.stopped(sweep):
-            write_status(out_dir, status | {"status": "NOT_RUN", "error": "stopped by fail_fast"})
-            return
+    several = hydra.mode is RunMode.MULTIRUN
+    sweep = Path(hydra.runtime.cwd, hydra.sweep.dir) if several else None
     try:
         with killable(), ExitStack() as stack:
+            secrets.learn(OmegaConf.to_container(config))
+            if hydra.output_subdir is not None:
+                _by_hydra.extend((out_dir / hydra.output_subdir).glob("*.yaml"))
+            if sweep is not None:
+                _by_hydra.append(sweep / "multirun.yaml")
+            _redact_hydras_files()
+            if sweep is not None:
+                parent, varied = sweeps.find_sweep(sweep)
+                status = {"sweep": parent, "overrides": _words(hydra), "varied": varied}
+                if sweeps.stopped(sweep):
+                    why = {"status": "NOT_RUN", "error": "stopped by fail_fast"}
+                    write_status(out_dir, status | why)
+                    note_job(sweep, hydra.job.num, out_dir)
+                    return
             write_status(out_dir, status | {"status": "RUNNING"})
-            _redact_sweep()
+            if sweep is not None:
+                note_job(sweep, hydra.job.num, out_dir)
             _refuse_lists(_words(hydra))
             resolved = resolve(config)
             if sweep is not None and "BasicLauncher" not in hydra.launcher._target_:
@@ -97,8 +120,8 @@ def run_command(
         _report(error, out_dir, status, _go_on(config, sweep or out_dir))
         if sweep is not None and config.get("fail_fast"):
             sweeps.stop(sweep)
-        if not isinstance(error, RmexpError) and not is_full_disk(error):
-            raise
+        if not isinstance(error, Exception):
+            raise  # the other jobs do not run either
     finally:
         if sweep is not None:
             sweeps.free_memory()
@@ -114,7 +137,7 @@ def _run(
     """Do the task within a tracked run; `status` gets the run's ids once there are any."""
     from rmexp.tracking import DoneBefore, tracked_run
 
-    text = redact(OmegaConf.to_yaml(config))
+    text = OmegaConf.to_yaml(secrets.mask(config))
     (out_dir / "config.yaml").write_text(text, encoding="utf-8")
     uri, experiment = (given(config["tracking"], name) for name in ("uri", "experiment"))
     name = tags.pop("rmexp.name")
@@ -127,8 +150,9 @@ def _run(
             status |= {"run_id": run.run_id, "experiment_id": run.experiment_id}
             write_status(out_dir, status | {"status": "RUNNING"})
             run.log_params(config)
+            run.keep(out_dir / "config.yaml", out_dir / f"{HydraConfig.get().job.name}.log")
             status["headline"] = task(config, out_dir, run)
-            run.log_folder(out_dir, _NOT_LOGGED)
+            run.log_kept()
             run.log_file(write_status(out_dir, status | {"status": "FINISHED"}))
     except DoneBefore as done:
         status |= {"run_id": done.run_id, "headline": done.headline, "skipped": True}
@@ -157,22 +181,38 @@ def _report(error: BaseException, out_dir: Path, status: Mapping[str, object], g
         reason, ended = "no space left on the disk", "FAILED"
         log.error("%s: make room for %s and the score store, then %s", reason, out_dir, go_on)
     else:
-        reason, ended = redact(str(error)), "FAILED"
+        reason, ended = secrets.redact(str(error) or type(error).__name__), "FAILED"
         if isinstance(error, RmexpError):
             log.error("%s", reason)
+        else:
+            log.error(
+                "unexpected, %s: %s: the log in %s has the traceback, which is a mistake of rmexp "
+                "or of what it calls",
+                *(_where(error), reason.splitlines()[0], out_dir),
+                exc_info=error,  # which the terminal leaves out
+            )
     try:
         write_status(out_dir, {**status, "status": ended, "error": reason})
     except OSError as lost:
         log.error("run.json could not be written (%s)", lost.strerror)
 
 
-def _redact_sweep() -> None:
-    """Take passwords out of the file in which Hydra keeps a sweep's settings."""
-    kept = Path(HydraConfig.get().sweep.dir) / "multirun.yaml"
-    if HydraConfig.get().mode is RunMode.MULTIRUN and kept.exists():
-        text = kept.read_text(encoding="utf-8")
-        if redact(text) != text:
-            replace(kept, redact(text))
+def _where(error: BaseException) -> str:
+    """Return an unexpected error's kind, and the line of ours that led to it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT / "rmexp")]
+    place = (ours or frames)[-1]
+    return f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
+
+
+def _redact_hydras_files() -> None:
+    """Take secrets out of the files in which Hydra keeps settings as they were typed."""
+    for path in _by_hydra:
+        if path.exists():
+            kept = OmegaConf.to_container(OmegaConf.load(path))
+            if secrets.mask(kept) != kept:
+                replace(path, OmegaConf.to_yaml(secrets.mask(kept)))
+    _by_hydra.clear()
 
 
 class Guard(Callback):
@@ -200,18 +240,22 @@ def _open_sweep(config: DictConfig) -> None:
     except OmegaConfBaseException as error:
         raise ConfigError(f"tracking: {str(error).splitlines()[0]}; give another value") from error
     assert isinstance(tracking, dict)
+    secrets.learn(tracking)
+    tracking = absolute(tracking, os.getcwd(), "tracking")
     uri, experiment = (given(tracking, name) for name in ("uri", "experiment"))
     words = _words(config.hydra)
-    parsed = OverridesParser.create().parse_overrides(words)
+    typed = [str(word) for word in config.hydra.overrides.task]
+    parsed = OverridesParser.create().parse_overrides(typed)
     varied = {str(word.key_or_group) for word in parsed if word.is_sweep_override()}
     varied |= {str(key) for key in config.hydra.sweeper.params or {}}
-    folder, command = Path(config.hydra.sweep.dir), str(config.hydra.job.name)
+    folder, command = Path(config.hydra.sweep.dir).absolute(), str(config.hydra.job.name)
+    _by_hydra.append(folder / "multirun.yaml")
     sweeps.open_sweep(folder, uri, experiment, command, words, sorted(varied))
     if config.then:
         place = {"uri": uri, "experiment": experiment}
         _then.extend(str(word) for word in config.then)
         _then.extend(f"tracking.{name}={_quoted(value)}" for name, value in place.items())
-        _then.append(f"out_dir={_quoted(str(folder.resolve() / 'then'))}")
+        _then.append(f"out_dir={_quoted(str(folder / 'then'))}")
 
 
 def _quoted(text: str) -> str:
@@ -234,7 +278,7 @@ def _words(hydra: Any) -> list[str]:
     """Return the overrides as they were typed, without the addresses' passwords."""
     words = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     assert isinstance(words, list)
-    return [redact(str(word)) for word in words]
+    return [secrets.redact_word(str(word)) for word in words]
 
 
 def _refuse_lists(overrides: Sequence[str]) -> None:

@@ -3,20 +3,28 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rmexp.errors import ConfigError, DataError, RmexpError
 from rmexp.outside import known, parameters
+from rmexp.secrets import learn
 
 ROOT = Path(__file__).resolve().parent.parent
 
 OmegaConf.register_new_resolver("root", lambda name="": str(ROOT / name))
 OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True)
+
+# Settings that name folders to be made, and such as may name what is there.
+_FOLDERS, _PATHS = {"out_dir", "store_dir", "data_root"}, {"path", "prior_sets", "compare"}
+_NO_PATH = "embedded"
+_SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|$)(.+)")
 
 # What does not change a result: where it goes, what it runs on, and what happens to other jobs.
 _NO_PART_OF_A_RESULT = {
@@ -42,7 +50,11 @@ def result_key(config: Mapping[str, Any], **fingerprints: str) -> str:
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """Return the config as plain values. Raises ConfigError for one that is missing or loops."""
+    """Return the config as plain values, with absolute paths.
+
+    Paths were given in the folder in which the command was started, where a job may not run. Raises
+    ConfigError for a value that is missing or loops.
+    """
     try:
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise ConfigError(f"{missing[0]} has no value: give one, {missing[0]}=VALUE")
@@ -51,9 +63,30 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         where = f"{error.full_key}: " if error.full_key else ""
         raise ConfigError(f"{where}{str(error).splitlines()[0]}; give another value") from error
     assert isinstance(resolved, dict)
-    plain = {str(key): value for key, value in resolved.items()}
+    learn(resolved)
+    started = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else os.getcwd()
+    plain = {str(key): absolute(value, started, str(key)) for key, value in resolved.items()}
     whole(plain, "seed")
     return plain
+
+
+def absolute(value: Any, folder: str, name: str) -> Any:
+    """Make the paths in a setting absolute that are relative to a folder; `name` is the setting's.
+
+    A database of SQLite is a path, as is what lies at a `path`; what does not may be a hub's name.
+    """
+    if isinstance(value, Mapping):
+        return {key: absolute(inner, folder, str(key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [absolute(inner, folder, name) for inner in value]
+    if not isinstance(value, str) or not value:
+        return value
+    if database := _SQLITE.fullmatch(value):
+        return database[1] + os.path.abspath(os.path.join(folder, database[2]))
+    path = os.path.join(folder, os.path.expanduser(value))
+    if name in _FOLDERS or (name in _PATHS and value != _NO_PATH and os.path.exists(path)):
+        return os.path.abspath(path)
+    return value
 
 
 def whole(config: Mapping[str, Any], name: str, least: int = 0) -> int:
@@ -105,7 +138,8 @@ def benchmarks() -> list[str]:
     """
     from hydra.core.global_hydra import GlobalHydra
 
-    names: list[str] = GlobalHydra.instance().config_loader().get_group_options("bench")
+    loader = GlobalHydra.instance().config_loader()
+    names: list[str] = loader.get_group_options("bench", overrides=_searchpath())
     return names
 
 
@@ -113,9 +147,15 @@ def benchmark_config(name: str) -> dict[str, Any]:
     """Return the config that `bench=<name>` stands for, as its file and its defaults say."""
     from hydra import compose
 
-    config = OmegaConf.to_container(compose(f"bench/{name}"))
+    config = OmegaConf.to_container(compose(f"bench/{name}", overrides=_searchpath()))
     assert isinstance(config, dict)
     return {str(key): value for key, value in config["bench"].items()}
+
+
+def _searchpath() -> list[str]:
+    """Return the override of `hydra.searchpath` with which this command was started, if any."""
+    words = HydraConfig.get().overrides.hydra if HydraConfig.initialized() else []
+    return [str(word) for word in words if str(word).startswith("hydra.searchpath=")]
 
 
 def rebuild(recorded: object, where: Path) -> Any:

@@ -84,6 +84,7 @@ def evaluate(
     if isinstance(scoring, Judging):
         measured += scoring.metrics
         write_lines(out_dir / "verdicts.jsonl", scoring.lines)
+        run.keep(out_dir / "verdicts.jsonl")
     rng = np.random.default_rng(settings.seed)
     every = intervals(measured, scored, rng)
     curve = bestofn.points(every)
@@ -103,20 +104,24 @@ def evaluate(
 
     write_scores(out_dir / "scores.jsonl", scored)
     _write_table(out_dir / "metrics.csv", estimates)
-    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    (out_dir / "summary.md").write_text(summary, encoding="utf-8")
+    texts = {"metrics.json": json.dumps(metrics, indent=1) + "\n", "summary.md": summary}
     if scoring.first_example is not None:
-        (out_dir / "first_example.txt").write_text(scoring.first_example, encoding="utf-8")
+        texts["first_example.txt"] = scoring.first_example
     if data.bad_rows:
-        (out_dir / "bad_rows.txt").write_text("\n".join(data.bad_rows) + "\n", encoding="utf-8")
+        texts["bad_rows.txt"] = "\n".join(data.bad_rows) + "\n"
+    for name, text in texts.items():
+        (out_dir / name).write_text(text, encoding="utf-8")
+    run.keep(*(out_dir / name for name in ("scores.jsonl", "metrics.csv", *texts)))
     drawn = benchmark.figures({_plain(e): e for e in estimates}, scored)
     if curve:
         from rmexp import figures
 
         bestofn.write(out_dir / bestofn.FILE, curve)
+        run.keep(out_dir / bestofn.FILE)
         drawn |= figures.curves({reward.name: curve})
     for name, figure in drawn.items():
         figure.savefig(out_dir / name, bbox_inches="tight")
+        run.keep(out_dir / name)
     lacking: dict[tuple[str, ...], list[str]] = {}
     for estimate in estimates:
         if estimate.missing:

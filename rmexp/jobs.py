@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rmexp import tables
+from rmexp.errors import ConfigError
+
+LIST = "jobs.jsonl"  # a sweep's jobs and their folders
 
 
 def write_status(out_dir: Path, status: Mapping[str, object]) -> Path:
@@ -27,8 +30,9 @@ def replace(path: Path, text: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a job of a sweep left in its `run.json`."""
+    """What a job of a sweep left in its folder's `run.json`."""
 
+    folder: Path
     number: int
     overrides: tuple[str, ...]
     status: str
@@ -41,26 +45,42 @@ class Job:
         return self.status != "FINISHED"
 
 
-def read_jobs(folder: Path, run_id: str) -> list[Job]:
-    """Return the jobs of the sweep with this parent run, by number."""
+def note_job(sweep: Path, number: int, folder: Path) -> None:
+    """Note that a job of the sweep has begun in this folder, whatever it is called.
+
+    Raises ConfigError where another job has the same folder.
+    """
+    line = json.dumps({"number": number, "folder": str(folder)}) + "\n"
+    with (sweep / LIST).open("a", encoding="utf-8") as file:
+        file.write(line)
+    numbers = [str(other) for other, its in noted_jobs(sweep).items() if its == folder]
+    if len(numbers) > 1:
+        raise ConfigError(
+            f"the jobs {', '.join(numbers)} have one folder, {folder}: let hydra.sweep.subdir name "
+            "one for each, as ${hydra.job.num} does"
+        )
+
+
+def noted_jobs(sweep: Path) -> dict[int, Path]:
+    """Return the folders of the jobs that began, by number."""
+    if not (sweep / LIST).exists():
+        return {}
+    lines = (sweep / LIST).read_text(encoding="utf-8").splitlines()
+    noted = {row["number"]: Path(row["folder"]) for row in map(json.loads, lines)}
+    return dict(sorted(noted.items()))
+
+
+def read_jobs(sweep: Path) -> list[Job]:
+    """Return the jobs of a sweep, by number."""
     jobs = []
-    for path in folder.glob("*/run.json"):
-        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if row.get("sweep") != run_id or not path.parent.name.isdigit():
-            continue
+    for number, folder in noted_jobs(sweep).items():
+        row: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         result = row.get("error") or row.get("headline") or ""
         if row.get("skipped"):
             result = f"{result} (done before)"
-        jobs.append(
-            Job(
-                int(path.parent.name),
-                tuple(row.get("overrides", ())),
-                row["status"],
-                row.get("run_id", ""),
-                result,
-            )
-        )
-    return sorted(jobs, key=lambda job: job.number)
+        words = tuple(row.get("overrides", ()))
+        jobs.append(Job(folder, number, words, row["status"], row.get("run_id", ""), result))
+    return jobs
 
 
 def job_rows(jobs: Sequence[Job]) -> list[tuple[str, ...]]:

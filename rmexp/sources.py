@@ -3,6 +3,7 @@
 Every failure is a DataError that says what, where and what to do.
 """
 
+import errno
 import http.client
 import os
 import tempfile
@@ -100,8 +101,23 @@ def hub_rows(name: str, split: str, revision: str | None = None) -> Iterator[Row
 
 def cache_folder() -> Path:
     """Return the folder for downloads, in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "rmexp"
+
+
+def make_cache() -> Path:
+    """Make the cache folder if needed, and return it; raise DataError where that fails."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EROFS, os.strerror(errno.EROFS))
+    except OSError as error:
+        raise DataError(
+            f"the cache folder {folder} cannot be made ({error}): set XDG_CACHE_HOME to a folder "
+            "that can be written"
+        ) from error
+    return folder
 
 
 def github_folder(repository: str, commit: str, url: str | None = None) -> Path:
@@ -111,14 +127,7 @@ def github_folder(repository: str, commit: str, url: str | None = None) -> Path:
     processes that ask for it at once share one download.
     """
     url = url or f"https://github.com/{repository}/archive/{commit}.zip"
-    folder = cache_folder() / f"{repository.replace('/', '--')}-{commit}"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"the cache folder {folder.parent} cannot be made ({error}): set XDG_CACHE_HOME to a "
-            "folder that can be written"
-        ) from error
+    folder = make_cache() / f"{repository.replace('/', '--')}-{commit}"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             _download(url, folder, repository)

@@ -42,46 +42,56 @@ def open_sweep(
     tags = {"rmexp.command": f"{command} -m", "rmexp.overrides": " ".join(overrides)}
     words = [word for word in overrides if word.partition("=")[0] in varied]
     run = open_run(uri, experiment, " ".join(["sweep", *words])[:250], tags)
-    (folder / _STOP).unlink(missing_ok=True)
+    for name in (_STOP, jobs.LIST):  # of an earlier sweep in this folder
+        (folder / name).unlink(missing_ok=True)
     found = {"run_id": run.run_id, "varied": list(varied)}
     (folder / _FILE).write_text(json.dumps(found) + "\n", encoding="utf-8")
     _open = folder, run
 
 
-def close_sweep(killed: bool) -> list[Path]:
+def close_sweep(*, killed: bool = False, broken: bool = False) -> list[Path]:
     """Close the parent run with a table of the jobs, and return the folders of those that failed.
 
-    Jobs whose process died are ended for them. Does nothing where no sweep is open.
+    `broken` says that the sweep itself failed, whatever its jobs did. Jobs whose process died are
+    ended for them. Does nothing where no sweep is open.
     """
     global _open
     if _open is None:
         return []
     (folder, run), _open = _open, None
-    for path in sorted(folder.glob("*/run.json")):
-        status = json.loads(path.read_text(encoding="utf-8"))
-        if status.get("sweep") == run.run_id and status["status"] == "RUNNING":
-            write_status(path.parent, status | {"status": "KILLED", "error": "its process died"})
+    for job in jobs.noted_jobs(folder).values():
+        status = json.loads((job / "run.json").read_text(encoding="utf-8"))
+        if status["status"] == "RUNNING":
+            write_status(job, status | {"status": "KILLED", "error": "its process died"})
             if "run_id" in status:
                 run.end(status["run_id"], "KILLED")
-    done = jobs.read_jobs(folder, run.run_id)
-    failed = [folder / str(job.number) for job in done if job.failed]
-    if done:
-        jobs.show(done)
-        jobs.write_table(folder / "sweep.csv", done)
-        run.log_file(folder / "sweep.csv")
-        run.note(jobs.markdown(done) + _comparison(folder, [job.number for job in done], run))
-        for path in _curves(folder, done):
-            run.log_file(path)
-    run.end(run.run_id, "KILLED" if killed else "FAILED" if failed else "FINISHED")
+    done = jobs.read_jobs(folder)
+    failed = [job.folder for job in done if job.failed]
+    try:
+        if done:
+            _report(folder, done, run)
+    finally:
+        ended = "KILLED" if killed else "FAILED" if failed or broken else "FINISHED"
+        run.end(run.run_id, ended)
     print(f"\nresults  {folder}\nsweep    {run.where()}")
     return failed
 
 
-def _comparison(folder: Path, numbers: Sequence[int], run: "Run") -> str:
+def _report(folder: Path, done: Sequence[jobs.Job], run: "Run") -> None:
+    """Show the jobs' table, and log it with what can be said of all of them."""
+    jobs.show(done)
+    jobs.write_table(folder / "sweep.csv", done)
+    run.log_file(folder / "sweep.csv")
+    run.note(jobs.markdown(done) + _comparison(folder, done, run))
+    for path in _curves(folder, done):
+        run.log_file(path)
+
+
+def _comparison(folder: Path, done: Sequence[jobs.Job], run: "Run") -> str:
     """Log what trained models gained, all jobs together, and return it as text for the page."""
     from rmexp import comparison
 
-    rows = comparison.gather(folder / str(number) for number in numbers)
+    rows = comparison.gather(job.folder for job in done)
     if not rows:
         return ""
     text = comparison.report(rows, folder)
@@ -94,7 +104,7 @@ def _curves(folder: Path, done: Sequence[jobs.Job]) -> list[Path]:
     """Draw the best-of-n curves of the jobs that left one, and return the figures' paths."""
     from rmexp import bestofn
 
-    files = {job: folder / str(job.number) / bestofn.FILE for job in done if not job.failed}
+    files = {job: job.folder / bestofn.FILE for job in done if not job.failed}
     left = [job for job, path in files.items() if path.exists()]
     if len(left) < 2:
         return []

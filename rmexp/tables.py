@@ -82,7 +82,7 @@ def markdown(
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
     """Write a CSV file that `read_csv` reads. A text that would be a formula gets a mark before it.
 
     What is None becomes an empty cell.
@@ -91,6 +91,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object
         written = csv.writer(file)
         written.writerow(columns)
         written.writerows([_marked(cell) for cell in row] for row in rows)
+    return path
 
 
 def read_csv(path: Path, kind: type[_Row], mend: str) -> list[_Row]:

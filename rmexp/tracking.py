@@ -12,13 +12,14 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import mlflow
 from filelock import FileLock
+from google.protobuf.json_format import ParseError
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -32,20 +33,25 @@ from mlflow.utils.mlflow_tags import (
 )
 from sqlalchemy.exc import SQLAlchemyError
 
+from rmexp.configs import ROOT
 from rmexp.errors import ConfigError, RmexpError
 from rmexp.jobs import headline
-from rmexp.secrets import redact
+from rmexp.secrets import mask, redact
 from rmexp.signals import Killed, uninterrupted
-from rmexp.sources import cache_folder
+from rmexp.sources import make_cache
 
 log = logging.getLogger(__name__)
 
 # MLflow's limits for one call, one parameter and one tag.
 _METRICS_A_CALL, _PARAMS_A_CALL, _PARAM_LENGTH, _TAG_LENGTH = 900, 90, 6000, 8000
+_NAME_LENGTH = 250  # of runs; databases other than SQLite refuse a longer one
+_EXPERIMENT_LENGTH = 500
+_FOLDER_LENGTH = 150  # a file system's limit is 255 bytes
 # The UI then opens the experiment as a table of runs; by default it shows the traces of agents.
 _SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}
 _RUNS_A_PAGE = 200
-_ERRORS = (MlflowException, SQLAlchemyError, OSError)
+# A server may answer nonsense, and a database's driver be missing.
+_ERRORS = (MlflowException, SQLAlchemyError, OSError, ParseError, ImportError)
 # The seconds and the tries that a first contact gets; MLflow's own settings wait for minutes.
 _FIRST_SECONDS, _FIRST_RETRIES = 7, 1
 
@@ -73,10 +79,12 @@ class Run:
     uri: str
     experiment_id: str
     run_id: str
+    kept: dict[Path, None] = field(default_factory=dict)  # what the run has written, in order
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Log the parameters; nested ones become `a.b`, secrets in addresses are taken out."""
-        rows = [Param(name, redact(value)[:_PARAM_LENGTH]) for name, value in _flat(params).items()]
+        """Log the parameters; nested ones become `a.b`, secrets are masked."""
+        flat = _flat(mask(params))
+        rows = [Param(name, value[:_PARAM_LENGTH]) for name, value in flat.items()]
         for at in range(0, len(rows), _PARAMS_A_CALL):
             self._call(self.client.log_batch, params=rows[at : at + _PARAMS_A_CALL])
 
@@ -108,13 +116,17 @@ class Run:
             json.dumps({"uri": redact(source)}),
             profile=json.dumps(dict(profile)),
         )
-        with FileLock(_user_lock(self.uri)):
+        with FileLock(_lock(self.uri)):
             self._call(self.client.log_inputs, datasets=[DatasetInput(data)])
 
-    def log_folder(self, folder: Path, leave_out: Collection[str] = ()) -> None:
-        """Log a folder's files and folders as artifacts, but for those named."""
-        for path in sorted(folder.iterdir()):
-            if path.is_dir() and path.name not in leave_out:
+    def keep(self, *paths: Path) -> None:
+        """Note files or folders that the run has written: `log_kept` logs them and no others."""
+        self.kept.update(dict.fromkeys(paths))
+
+    def log_kept(self) -> None:
+        """Log what the run has written as artifacts, those that are there."""
+        for path in self.kept:
+            if path.is_dir():
                 self._call(self.client.log_artifacts, str(path), path.name)
             elif path.is_file():
                 self.log_file(path)
@@ -133,8 +145,8 @@ class Run:
         `name` is the metric that its headline shows.
         """
         query = f"tags.`{RESULT_KEY}` = '{key}' and attributes.status = 'FINISHED'"
-        found = self.client.search_runs([self.experiment_id], query, max_results=1)
-        for run in found:
+        search = self.client.search_runs
+        for run in self._try(search, [self.experiment_id], query, max_results=1):
             raise DoneBefore(run.info.run_id, run.data.metrics, headline(run.data.metrics, name))
 
     def end(self, run_id: str, status: str) -> None:
@@ -152,8 +164,11 @@ class Run:
         return f"mlflow ui --backend-store-uri {redact(self.uri)}   # run {self.run_id}"
 
     def _call(self, function: Any, *args: object, **kwargs: object) -> None:
+        self._try(function, self.run_id, *args, **kwargs)
+
+    def _try(self, function: Any, *args: object, **kwargs: object) -> Any:
         try:
-            function(self.run_id, *args, **kwargs)
+            return function(*args, **kwargs)
         except _ERRORS as error:
             raise TrackingError(
                 f"the tracking server {redact(self.uri)} stopped answering ({_first_line(error)}): "
@@ -188,14 +203,18 @@ def open_run(
     """Open a run that the caller ends. Raises ConfigError where the server cannot be reached."""
     client, experiment_id = _connect(uri, experiment)
     given = {
-        MLFLOW_RUN_NAME: name,
+        MLFLOW_RUN_NAME: redact(name)[:_NAME_LENGTH],
         MLFLOW_SOURCE_NAME: tags.get("rmexp.command", name),
         **_who(),
         **tags,
     }
     if parent is not None:
         given[MLFLOW_PARENT_RUN_ID] = parent
-    created = client.create_run(experiment_id, tags=given, run_name=name)
+    given = {name: redact(value)[:_TAG_LENGTH] for name, value in given.items()}
+    with _reached(uri):
+        created = client.create_run(experiment_id, tags=given, run_name=given[MLFLOW_RUN_NAME])
+        if not created.info.run_id:
+            raise MlflowException("it answers, but gives a run no id")
     return Run(client, uri, experiment_id, created.info.run_id)
 
 
@@ -225,30 +244,82 @@ def _connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Its retries are followed by our own message, or by success.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    local = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-    lock = local.with_name(f"{local.name}.lock") if local else _user_lock(uri)
+    _check_experiment(experiment)
+    with _reached(uri), FileLock(_lock(uri)), _impatient():
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise ConfigError(
+                f"the experiment {experiment} was deleted: restore it, or give another "
+                "tracking.experiment"
+            )
+        if found is not None:
+            return client, str(found.experiment_id)
+        location = _artifacts(uri, experiment)
+        return client, str(client.create_experiment(experiment, location, tags=_SHOWN_AS))
+
+
+@contextmanager
+def _reached(uri: str) -> Iterator[None]:
+    """Turn a tracking server's first errors into a ConfigError."""
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock), _impatient():
-            client = MlflowClient(tracking_uri=uri)
-            found = client.get_experiment_by_name(experiment)
-            if found is not None and found.lifecycle_stage == "deleted":
-                raise ConfigError(
-                    f"the experiment {experiment} was deleted: restore it, or give another "
-                    "tracking.experiment"
-                )
-            if found is not None:
-                return client, str(found.experiment_id)
-            location = None
-            if local is not None:
-                artifacts = local.resolve().parent / "mlartifacts" / quote(experiment, safe="")
-                location = artifacts.as_uri()
-            return client, str(client.create_experiment(experiment, location, tags=_SHOWN_AS))
+        yield
     except _ERRORS as error:
         raise ConfigError(
             f"cannot use the tracking server {redact(uri)} ({_first_line(error)}): start it, or "
             "give another one as tracking.uri (sqlite:////path/mlflow.db or http://host:port)"
         ) from error
+
+
+def _check_experiment(name: str) -> None:
+    if not name.strip() or not name.isprintable() or len(name) > _EXPERIMENT_LENGTH:
+        raise ConfigError(
+            f"tracking.experiment={name[:50]!r}: give a name of 1 to {_EXPERIMENT_LENGTH} "
+            "printable characters"
+        )
+
+
+def _database(uri: str) -> Path | None:
+    """Return the file of a database of SQLite, None for any other server."""
+    if not uri.startswith(("sqlite:", "sqlite+")):
+        return None
+    path = uri.partition("://")[2].partition("?")[0].removeprefix("/")
+    if path in ("", ":memory:") or path.endswith("/") or Path(path).is_dir():
+        raise ConfigError(f"tracking.uri={uri} names no file: give sqlite:////path/mlflow.db")
+    return Path(path)
+
+
+def _artifacts(uri: str, experiment: str) -> str | None:
+    """Return where the artifacts of a new experiment go; a server of MLflow's decides itself.
+
+    Beside the database of SQLite; for another one in the project's root, where MLflow would take
+    the folder in which the command was started.
+    """
+    if uri.startswith(("http:", "https:")):
+        return None
+    database = _database(uri)
+    top = ROOT if database is None else database.absolute().parent
+    name = quote(experiment, safe="")
+    if not name.strip("."):  # no name of a folder
+        name = name.replace(".", "%2E")
+    if len(name) > _FOLDER_LENGTH:
+        name = f"{name[: _FOLDER_LENGTH - 17]}-{_digest(experiment)}"
+    return (top / "mlartifacts" / name).as_uri()
+
+
+def _lock(uri: str) -> Path:
+    """Return the file that processes lock to write to a tracking server what must not be doubled.
+
+    It lies beside the database of SQLite, else in the user's cache folder.
+    """
+    if database := _database(uri):
+        database.parent.mkdir(parents=True, exist_ok=True)
+        return database.with_name(f"{database.name}.lock")
+    return make_cache() / f"tracking-{_digest(redact(uri))}.lock"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -292,8 +363,9 @@ def fetch_model(uri: str, model_uri: str, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{own}.lock"), tempfile.TemporaryDirectory(dir=folder) as draft:
-            mlflow.set_tracking_uri(uri)
-            made = mlflow.artifacts.download_artifacts(model_uri, dst_path=f"{draft}/new")
+            made = mlflow.artifacts.download_artifacts(
+                model_uri, dst_path=f"{draft}/new", tracking_uri=uri, registry_uri=uri
+            )
             if own.exists():  # an alias may name another version now
                 own.rename(f"{draft}/before")
             Path(made).rename(own)
@@ -402,10 +474,6 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return "unknown"
-
-
-def _user_lock(uri: str) -> Path:
-    return cache_folder() / f"{quote(redact(uri), safe='')[:100]}.lock"
 
 
 def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from rmexp import commands
+from rmexp import commands, secrets
 from rmexp.tracking import MlflowClient
 
 
@@ -101,6 +101,7 @@ def run_script(root: Path, words: Sequence[str], undrawn: Iterable[tuple[Any, st
         patch.setattr(sys, "argv", list(words))
         patch.setattr(commands, "_failed", [])
         patch.setattr(commands, "_then", [])
+        patch.setattr(secrets, "_known", set())
         patch.setenv("COLUMNS", "200")
         for owner, name in undrawn:
             patch.setattr(owner, name, lambda *_: {})

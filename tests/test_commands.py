@@ -580,10 +580,14 @@ def test_a_mistake_in_a_process_of_its_own(command):
 def test_a_full_disk_is_found_among_the_causes_even_in_a_circle():
     error, cause = ConfigError("a"), ValueError("b")
     error.__cause__, cause.__context__ = cause, error
-    assert not commands._disk_is_full(error)
+    assert commands._no_room(error) is None
+    full = "no space left on the disk"
     cause.__context__ = OSError(errno.ENOSPC, "full")
-    assert commands._disk_is_full(error)
-    assert commands._disk_is_full(RuntimeError("I/O error: No space left on device (os error 28)"))
+    assert commands._no_room(error) == full
+    for words in ("I/O error: No space left on device (os error 28)", "database or disk is full"):
+        assert commands._no_room(RuntimeError(words)) == full
+    cause.__context__ = OSError(errno.EFBIG, "too large")
+    assert commands._no_room(error) == "a file has reached the size limit (ulimit -f)"
 
 
 def test_a_number_is_a_name_too(command):
@@ -792,6 +796,82 @@ def test_two_at_once_share_a_store_and_make_the_database_once(command):
     again = command("bench.limit=4", out="again")
     assert again.metrics["scoring/cached"] == again.metrics["scoring/unique"] == 96
     assert_same_numbers(again, one)
+
+
+def recorded_pairs(top: Path) -> list[str]:
+    """The words for a small evaluation of files in a folder, with the paths relative to it."""
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    write_lines(top / "pairs.jsonl", [row | {"id": "a"}, row | {"id": "b"}])
+    scores = [{"id": name, "chosen": [1], "rejected": [0]} for name in "ab"]
+    write_lines(top / "recorded.jsonl", scores)
+    return ["model=recorded", "model.path=recorded.jsonl", "bench=preference",
+            "bench.path=pairs.jsonl"]  # fmt: skip
+
+
+def here(command: Command, words: Sequence[str], options: Sequence[str] = ()) -> Done:
+    """Run the command from another folder than the project's."""
+    script = str(command.root / "eval_rm.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate.bestofn, "points", lambda _: [])
+        ended = run_script(command.top, [script, *options, *words])
+    return Done(*ended, command.top / "out", command.uri)
+
+
+@pytest.mark.parametrize("options", [(), ("-m", "hydra.job.chdir=true")])
+def test_relative_paths_are_made_absolute_where_they_are_given(command, options):
+    words = recorded_pairs(command.top)
+    words += ["out_dir=out", "store_dir=store", "tracking.uri=sqlite:///mlflow.db"]
+    job = "0" if options else ""
+    done = here(command, words, options)
+    assert done.code == 0, done.err
+    config = yaml.safe_load((done.folder / job / "config.yaml").read_text(encoding="utf-8"))
+    assert config["model"]["path"] == str(command.top / "recorded.jsonl")
+    assert config["bench"]["path"] == str(command.top / "pairs.jsonl")
+    assert config["out_dir"] == str(done.folder)
+    assert config["store_dir"] == str(command.top / "store")
+    assert config["tracking"]["uri"] == command.uri
+    assert done.run(job).info.status == "FINISHED"
+    assert not (done.folder / job / "store").exists()
+
+
+def test_what_follows_a_sweep_is_tracked_in_the_same_place(command):
+    words = [*recorded_pairs(command.top), "out_dir=out", "tracking.uri=sqlite:///mlflow.db"]
+    done = here(command, [*words, "then=[leaderboard.py]"], ["-m"])
+    assert done.code == 0, done.err
+    assert (done.folder / "then" / "leaderboard.md").is_file()
+    assert {run.info.status for run in command.runs()} == {"FINISHED"}
+    assert len(command.runs()) == 3
+
+
+def test_the_environments_server_counts_where_none_is_given(command, monkeypatch):
+    words = [*recorded_pairs(command.top), "out_dir=out"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    done = here(command, words)
+    assert done.code == 0, done.err
+    assert done.run().data.params["tracking.uri"] == command.uri
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert here(command, [*words, f"tracking.uri={command.uri}"]).code == 0
+    assert len(command.runs()) == 2
+
+
+def test_only_what_the_run_wrote_is_logged(command):
+    """The database and its artifacts lie in the output folder, as do somebody's files."""
+    words = recorded_pairs(command.top)
+    folder = command.top / "out"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    (folder / "below").mkdir()
+    (folder / "below" / "notes.txt").write_text("mine")
+    Path(command.uri.removeprefix("sqlite:///")).rename(folder / "mlflow.db")
+    words += ["out_dir=out", "store_dir=out/store", "tracking.uri=sqlite:///out/mlflow.db"]
+    for _ in range(2):
+        done = here(command, words)
+        assert done.code == 0, done.err
+    kept = [path.name for path in (folder / "mlartifacts").glob("*/*/artifacts/*")]
+    names = {"config.yaml", "eval_rm.log", "metrics.csv", "metrics.json", "run.json"}
+    assert set(kept) >= names | {"scores.jsonl", "summary.md"}
+    assert not {"notes.txt", "below", "mlflow.db", "mlartifacts", "store"} & set(kept)
+    assert len(kept) == 2 * len(set(kept))
 
 
 def test_files_are_utf8_in_an_ascii_locale(command):

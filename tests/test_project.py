@@ -117,9 +117,7 @@ def test_text_files_are_utf8_whatever_the_locale(project_root):
             modes = [each.value for each in call.args if isinstance(each, ast.Constant)]
             of_others = {"archive.open", "os.open"}  # bytes, or a descriptor
             if name in ("read_text", "write_text", "open") and "encoding" not in words:
-                binary = any("b" in str(mode) for mode in modes)
-                others = ast.unparse(call.func) in of_others
-                assert name == "open", f"{path}:{call.lineno}"
-                assert binary or others, f"{path}:{call.lineno}"
+                binary = name == "open" and any("b" in str(mode) for mode in modes)
+                assert binary or ast.unparse(call.func) in of_others, f"{path}:{call.lineno}"
             seen += name in ("read_text", "write_text", "open")
     assert seen > 40

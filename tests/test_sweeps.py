@@ -181,6 +181,38 @@ def test_one_after_the_other_leaks_nothing(place: Place) -> None:
     )
 
 
+@pytest.mark.parametrize("subdir", ["job_${hydra.job.num}", "${model.name}/${hydra.job.num}"])
+def test_jobs_are_found_whatever_their_folders_are_called(place: Place, subdir: str) -> None:
+    """Another sweep's folders and the database lie there, too."""
+    words = ["-m", "model=one", "bench=pairs,bad", f"hydra.sweep.subdir='{subdir}'"]
+    for _ in range(2):
+        done = place.run(*words, code=1)
+        assert "bench=pairs" in done.out
+    folders = [place.top / "out" / subdir.replace("${hydra.job.num}", n) for n in "01"]
+    folders = [Path(str(folder).replace("${model.name}", "one")) for folder in folders]
+    statuses = [json.loads((folder / "run.json").read_text()) for folder in folders]
+    assert [status["status"] for status in statuses] == ["FINISHED", "FAILED"]
+    parents = [run for run in place.runs() if "mlflow.parentRunId" not in run.data.tags]
+    assert [run.info.status for run in parents] == ["FAILED", "FAILED"]
+    with (place.top / "out" / "sweep.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["run_id"] for row in table] == [status["run_id"] for status in statuses]
+
+
+def test_jobs_in_one_folder_are_refused(place: Place) -> None:
+    words = ["-m", "model=one", "bench=pairs", "seed=0,1", "hydra.sweep.subdir=same"]
+    done = place.run(*words, code=1)
+    assert "the jobs 0, 1 have one folder" in done.err
+    assert "hydra.sweep.subdir" in done.err
+
+
+def test_a_job_whose_config_does_not_compose_fails_the_sweep(place: Place) -> None:
+    done = place.run("-m", "model=one", "bench=nothing_of_the_kind,pairs", code=1)
+    assert "Could not find 'bench/nothing_of_the_kind'" in done.err
+    (parent,) = place.runs()
+    assert parent.info.status == "FAILED"
+
+
 def test_fail_fast_stops_at_the_first_failure(place: Place) -> None:
     done = place.run("-m", "model=one", "bench=bad,toy", "fail_fast=true", code=1)
     parent = check_sweep(place, "out", "mlflow.db", ["FAILED", "NOT_RUN"])
@@ -263,7 +295,9 @@ def test_jobs_get_a_gpu_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_curves_of_the_jobs_share_a_figure(tmp_path: Path) -> None:
     """Two of three jobs left a curve; the third was on another benchmark."""
     words = [("model=a", "bench=bon100"), ("model=a", "bench=rmb"), ("model=b", "bench=bon100")]
-    done = [Job(i, word, "FINISHED", f"r{i}", "") for i, word in enumerate(words)]
+    done = [
+        Job(tmp_path / str(i), i, word, "FINISHED", f"r{i}", "") for i, word in enumerate(words)
+    ]
     for job in done:
         (tmp_path / str(job.number)).mkdir()
     assert sweeps._curves(tmp_path, done) == []
@@ -278,8 +312,10 @@ def test_the_curves_of_the_jobs_share_a_figure(tmp_path: Path) -> None:
 
 def test_the_table_shows_what_differs() -> None:
     table = [
-        Job(0, ("model=a", "bench=rmb", "seed=1"), "FINISHED", "r0", "rmb/overall 0.5"),
-        Job(1, ("model=b", "bench=rmb", "seed=1"), "FAILED", "", "no such | file\nat all"),
+        Job(Path("0"), 0, ("model=a", "bench=rmb", "seed=1"), "FINISHED", "r0", "rmb/overall 0.5"),
+        Job(
+            Path("1"), 1, ("model=b", "bench=rmb", "seed=1"), "FAILED", "", "no such | file\nat all"
+        ),
     ]
     assert jobs.job_rows(table) == [
         ("0", "model=a", "FINISHED", "rmb/overall 0.5"),

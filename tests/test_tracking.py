@@ -1,12 +1,15 @@
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 from filelock import FileLock
 
 from rmexp import tracking
-from rmexp.errors import ConfigError
+from rmexp.errors import ConfigError, DataError
 from rmexp.signals import Killed, killable
 from rmexp.tracking import MlflowClient, Run, TrackingError, fetch_model, redact, tracked_run
 
@@ -286,14 +289,16 @@ def test_runs_that_start_together_do_not_insert_a_data_set_twice(uri, monkeypatc
     assert max(most) == 1
 
 
-def test_files_become_artifacts(uri, tmp_path):
+def test_files_that_the_run_wrote_become_artifacts(uri, tmp_path):
     folder = tmp_path / "out"
     (folder / "below").mkdir(parents=True)
     (folder / "a.txt").write_text("a")
     (folder / "below" / "b.txt").write_text("b")
+    (folder / "somebody's.txt").write_text("c")
 
     def work(run: Run) -> None:
-        run.log_folder(folder)
+        run.keep(folder / "a.txt", folder / "below", folder / "absent.log")
+        run.log_kept()
         (folder / "a.txt").write_text("new")
         run.log_file(folder / "a.txt")
 
@@ -317,6 +322,74 @@ def test_an_experiment_is_made_once_and_found_again(uri):
     assert first.info.experiment_id == second.info.experiment_id
     names = [e.name for e in MlflowClient(tracking_uri=uri).search_experiments()]
     assert sorted(names) == ["Default", "tests"]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../../up", "a/b", "ü" * 200, "-m x=1"])
+def test_an_experiments_artifacts_stay_beside_the_database(uri, tmp_path, name):
+    with tracked_run(uri, name, "a test", TAGS) as run:
+        (tmp_path / "a.txt").write_text("a")
+        run.log_file(tmp_path / "a.txt")
+    (kept,) = (tmp_path / "mlartifacts").glob("*/*/artifacts/a.txt")
+    assert kept.read_text() == "a"
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_experiment(run.experiment_id)
+    assert found.name == name
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "a.txt", "mlartifacts", "mlflow.db", "mlflow.db.lock"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [" ", "a\nb", "a\0b", "x" * 501])
+def test_an_experiments_name_that_mlflow_cannot_keep_is_refused(uri, name):
+    with (
+        pytest.raises(ConfigError, match=r"^tracking\.experiment=.*1 to 500 printable"),
+        tracked_run(uri, name, "a test", TAGS),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:///", "sqlite://", "sqlite:///:memory:", "sqlite:////tmp", "sqlite:////tmp/x/"]
+)
+def test_an_address_of_sqlite_without_a_file_is_refused(uri):
+    with pytest.raises(ConfigError, match=rf"^tracking\.uri={uri} names no file: give sqlite:////"):
+        opened(uri)
+
+
+def test_artifacts_of_another_database_go_to_the_projects_root(project_root):
+    """MLflow would take the folder in which the command was started."""
+    found = tracking._artifacts("postgresql://me:x@host/db", "a b")
+    assert found == (project_root / "mlartifacts" / "a%20b").as_uri()
+    assert tracking._artifacts("http://host:5000", "a") is None
+
+
+def test_a_run_with_a_long_name(uri):
+    with tracked_run(uri, "tests", "x" * 300, TAGS) as run:
+        pass
+    assert run.client.get_run(run.run_id).info.run_name == "x" * 250
+
+
+def test_a_cache_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"^the cache folder .*file/.cache/rmexp .*XDG_CACHE_HOME"):
+        opened("http://127.0.0.1:9")
+
+
+def test_a_lock_says_nothing_of_its_server(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    one, other = (tracking._lock(f"http://127.0.0.1:{port}/?token=abc") for port in (1, 2))
+    assert one != other
+    assert one.parent == tmp_path / "rmexp"
+    assert re.fullmatch(r"tracking-[0-9a-f]{16}\.lock", one.name)
+
+
+def test_fetching_a_model_leaves_the_environment_alone(uri, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ConfigError):
+        fetch_model(uri, "models:/no/1", tmp_path / "fetched")
+    assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
 def test_a_deleted_experiment_is_named(uri):
@@ -348,6 +421,38 @@ def test_a_server_that_never_answers_is_given_up_soon(monkeypatch, tmp_path):
     # Later, a server that starts again is waited for as MLflow does.
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "5"
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"<html>", b"[]", b"null", b"\xff\xfe", b"{}", b'{"experiment": 5}', b'{"run": {"info": []}}'],
+)
+def test_a_server_that_answers_nonsense_is_named(monkeypatch, tmp_path, answer):
+    class Nonsense(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length") or 0))
+            self.send_response(200)
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Nonsense) as server:
+        threading.Thread(target=server.serve_forever).start()
+        uri = f"http://127.0.0.1:{server.server_port}"
+        try:
+            with pytest.raises(
+                ConfigError, match=rf"^cannot use the tracking server {uri} \("
+            ) as caught:
+                opened(uri)
+        finally:
+            server.shutdown()
+    assert "\n" not in str(caught.value)
 
 
 def test_models_of_two_runs_do_not_mix(uri, tmp_path):
@@ -387,6 +492,21 @@ def test_a_model_that_is_not_there_is_named(uri, tmp_path, name):
         ("http://host/me@home", "http://host/me@home"),
         ("sqlite:////data/me@home/mlflow.db", "sqlite:////data/me@home/mlflow.db"),
         ("me@home", "me@home"),
+        ("postgresql://me:pa/ss@host/db", "postgresql://host/db"),
+        ("postgresql://me:12/ss@host/db", "postgresql://host/db"),
+        ("postgresql://me:1?2/s#s@host/db", "postgresql://host/db"),
+        ("http://me:pa/ss@host/x", "http://host/x"),
+        ("http://host:8080/me@home", "http://host:8080/me@home"),
+        ("http://[::1]:50/me@x", "http://[::1]:50/me@x"),
+        ("http://u:a@one,http://u:b@two", "http://one,http://two"),
+        ("sqlite:////data/me:x@home/mlflow.db", "sqlite:////data/me:x@home/mlflow.db"),
+        ("postgresql://h/db?password=abc&x=1", "postgresql://h/db?password=***&x=1"),
+        ("http://h/v1?api-key=abc", "http://h/v1?api-key=***"),
+        (
+            "{'uri': 'http://h/?max_tokens=9&token=abc'}",
+            "{'uri': 'http://h/?max_tokens=9&token=***'}",
+        ),
+        ("https://h/#access_token=abc", "https://h/#access_token=***"),
     ],
 )
 def test_addresses_lose_their_passwords(text, clean):

@@ -16,7 +16,7 @@ from rmexp.embedded import NAME, smollm2
 from rmexp.errors import ConfigError
 from rmexp.jobs import replace
 from rmexp.schema import Dataset
-from rmexp.sources import cache_folder
+from rmexp.sources import make_cache
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +83,7 @@ class ToyBestOfN(BestOf100):
         """Return the file of the responses, one row a prompt, in the schema of `bon100`."""
         settings = [NAME, self._asked, self._responses, self._temperature, self._seed, _NEW_TOKENS]
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-        path = cache_folder() / f"toy-responses-{digest}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = make_cache() / f"toy-responses-{digest}.jsonl"
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
                 asked = [(domain, text) for domain, some in self._asked.items() for text in some]

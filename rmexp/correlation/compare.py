@@ -102,6 +102,7 @@ def run_comparison(
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     (out_dir / "summary.md").write_text(summary, encoding="utf-8")
     _write(out_dir / "differences.csv", found)
+    run.keep(*(out_dir / name for name in ("metrics.json", "summary.md", "differences.csv")))
     run.log_metrics(metrics)
     run.note(summary)
     show(names, found)

@@ -75,8 +75,12 @@ def run_correlation(
     summary = summarise(scores, policies, findings, contrasts, between, joined.missing)
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     (out_dir / "summary.md").write_text(summary, encoding="utf-8")
-    write_tables(out_dir, findings, contrasts, between)
-    draw(out_dir, findings, between, scores.tasks, joined.groups, seed)
+    run.keep(
+        out_dir / "metrics.json",
+        out_dir / "summary.md",
+        *write_tables(out_dir, findings, contrasts, between),
+        *draw(out_dir, findings, between, scores.tasks, joined.groups, seed),
+    )
     run.log_metrics(metrics)
     run.note(summary)
     show(findings or between)

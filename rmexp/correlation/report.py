@@ -169,12 +169,13 @@ def write_tables(
     findings: Sequence[Finding],
     contrasts: Sequence[Contrast],
     between: Sequence[Finding],
-) -> None:
-    """Write the correlations, the points, the differences and the agreement as CSV."""
+) -> list[Path]:
+    """Write the correlations, the points, the differences and the agreement as CSV files."""
+    written = []
     for name, part in (("correlations", findings), ("agreement", between)):
         if part:
             rows = [row for finding in part for row in _long(finding)]
-            tables.write_csv(out_dir / f"{name}.csv", _LONG, rows)
+            written.append(tables.write_csv(out_dir / f"{name}.csv", _LONG, rows))
     if findings:
         pairs = [finding.pair for finding in findings if finding.pair.group == ALL]
         columns = ("score", "policy", "rm", "part", "x", "y")
@@ -184,7 +185,7 @@ def write_tables(
             for at, rm in enumerate(pair.points.rms)
             for to, part in enumerate(pair.columns)
         ]
-        tables.write_csv(out_dir / "points.csv", columns, points)
+        written.append(tables.write_csv(out_dir / "points.csv", columns, points))
     if contrasts:
         names = ("score", "minus", "policy", "coefficient", "difference", "low", "high", "n")
         apart = [
@@ -192,7 +193,8 @@ def write_tables(
             for one in contrasts
             for name, each in one.found.items()
         ]
-        tables.write_csv(out_dir / "differences.csv", names, apart)
+        written.append(tables.write_csv(out_dir / "differences.csv", names, apart))
+    return written
 
 
 _LONG = (
@@ -225,23 +227,28 @@ def draw(
     tasks: Sequence[str],
     groups: Mapping[str, str],
     seed: int,
-) -> None:
-    """Draw the chosen score with each policy, the ranks of the first, and the agreement."""
+) -> list[Path]:
+    """Draw the chosen score with each policy, the ranks of the first, and the agreement.
+
+    Returns the figures' paths.
+    """
+    drawn = {}
     for at, finding in enumerate(findings):
         pair, found = finding.pair, finding.found
         if found is None or pair.group != ALL or pair.score != findings[0].pair.score:
             continue
         labels, rng = (pair.x, pair.y), np.random.default_rng(seed)
         name = "scatter" if at == 0 else f"scatter_{metric_name(pair.policy)}"
-        made = figures.scatter(pair.points, found, labels, groups, pair.columns, rng)
-        made.savefig(out_dir / f"{name}.png", bbox_inches="tight")
+        drawn[name] = figures.scatter(pair.points, found, labels, groups, pair.columns, rng)
         if at == 0:
-            drawn = figures.ranks(pair.points, labels, groups)
-            drawn.savefig(out_dir / "ranks.png", bbox_inches="tight")
+            drawn["ranks"] = figures.ranks(pair.points, labels, groups)
     cells = {
         (each.pair.score, each.pair.policy): (each.found.spearman, each.found.n)
         for each in between
         if each.found is not None
     }
     if cells:
-        figures.matrix(tasks, cells).savefig(out_dir / "agreement.png", bbox_inches="tight")
+        drawn["agreement"] = figures.matrix(tasks, cells)
+    for name, figure in drawn.items():
+        figure.savefig(out_dir / f"{name}.png", bbox_inches="tight")
+    return [out_dir / f"{name}.png" for name in drawn]

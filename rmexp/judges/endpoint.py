@@ -19,7 +19,7 @@ from rmexp.judges.llm import TOO_LONG, Answer, Done, Question, Sampling
 from rmexp.outside import parse_json
 from rmexp.progress import ScoringProgress
 from rmexp.scoring import Settings
-from rmexp.secrets import redact
+from rmexp.secrets import is_variable, learn, mask, redact
 
 log = logging.getLogger(__name__)
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it would log every request
@@ -64,9 +64,17 @@ class Endpoint:
         for name, value in (("concurrency", concurrency), ("timeout", timeout), ("tries", tries)):
             if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
                 raise ConfigError(f"model.endpoint.{name}={value}: give a number above 0")
-        self._url = url.rstrip("/") + "/chat/completions"
+        address = httpx2.URL(url)
+        path = address.path.rstrip("/") + "/chat/completions"
+        self._url = str(address.copy_with(path=path))  # with its query, where there is one
         self._model, self._extra = model, dict(extra or {})
+        if key and not is_variable(str(key)):
+            raise ConfigError(
+                "model.endpoint.key is no environment variable: give the name of the one that "
+                "holds the key, never the key itself, which would be written down"
+            )
         self._key = os.environ.get(key, "").strip() if key else ""
+        learn(self._key, "key")
         if not (self._key.isascii() and self._key.isprintable()):
             raise ConfigError(f"the key in {key} holds signs that no key has: set {key} again")
         self._concurrency, self._timeout, self._tries = int(concurrency), timeout, int(tries)
@@ -75,7 +83,7 @@ class Endpoint:
 
     def identity(self, cache: Path) -> dict[str, object]:
         """Return the model's name and what goes into every request; the address may change."""
-        return {"endpoint model": self._model, "extra": self._extra}
+        return {"endpoint model": self._model, "extra": mask(self._extra)}
 
     def answer(
         self, questions: Sequence[Question], sampling: Sampling, settings: Settings, done: Done
@@ -175,7 +183,7 @@ class Endpoint:
     def _quote(self, text: str) -> str:
         """Return the beginning of what a server says, without the key."""
         if self._key:
-            text = text.replace(self._key, "(key)")
+            text = text.replace(self._key, "(key)")  # however short it is
         return redact(" ".join(text.split()))[:_SHOWN]
 
 

@@ -18,6 +18,7 @@ from rmexp.jobs import write_status
 from rmexp.recorded import RecordedReward, left_out_note, lookup_shared
 from rmexp.rewards import ImplicitReward, ModelReward
 from rmexp.scoring import Settings
+from rmexp.secrets import mask, redact
 from rmexp.tracking import Run, tracked_run
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,9 @@ def follow(
         folder.mkdir(parents=True, exist_ok=True)
         weights = str(reward.columns[0].checkpoint.folder)
         config = {"model": {"path": weights}, "bench": dict(wanted.config)}
-        (folder / "config.yaml").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        (folder / "config.yaml").write_text(
+            json.dumps(mask(config), indent=1) + "\n", encoding="utf-8"
+        )
         name = f"{reward.name} on {wanted.folder}"
         tags = {
             "rmexp.command": "eval_rm",
@@ -137,10 +140,10 @@ def follow(
                 key = partial(result_key, config)
                 metrics = evaluate(reward, wanted.benchmark, settings, folder, child, key)
             except BaseException as error:
-                write_status(folder, {**ids, "status": "FAILED", "error": str(error)})
+                write_status(folder, {**ids, "status": "FAILED", "error": redact(str(error))})
                 raise
-            write_status(folder, {**ids, "status": "FINISHED"})
-            child.log_folder(folder)
+            child.keep(folder / "config.yaml", write_status(folder, {**ids, "status": "FINISHED"}))
+            child.log_kept()
         headline = wanted.benchmark.headline
         own = wanted.headline.replace(wanted.folder, folder.name, 1)
         headlines |= {
@@ -155,6 +158,7 @@ def follow(
             compared += rows
             notes += [note] if note else []
         run.note("\n".join([comparison.report(compared, out_dir), *notes]))
+        run.keep(out_dir / comparison.FILE, out_dir / comparison.FIGURE)
     return headlines
 
 

@@ -82,6 +82,8 @@ def train(
         run.set_tags(tags | {RESULT_KEY: key(**tags)})
         run.log_dataset(source.name, digest, data.source, {"num_rows": len(data.examples)})
         _report_data(source, data, counts, out_dir)
+        if data.bad_rows:
+            run.keep(out_dir / "bad_rows.txt")
     reading = {**objective.reading(), "reference": None}
     reference = start.reference if objective.uses_reference else None
     if reference is not None:
@@ -134,6 +136,7 @@ def train(
     )
     training_curve(history).savefig(out_dir / "training.png", bbox_inches="tight")
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    run.keep(*(out_dir / name for name in ("model", "training.png", "metrics.json")))
     run.log_metrics(metrics, step)
     return metrics
 

@@ -39,8 +39,9 @@ def train(config: dict[str, Any], out_dir: Path, run: Any) -> str:
     )
     recipe = read_recipe(config["recipe"], config["seed"])
     options = check_options(config["trainer"], HydraConfig.get().mode is RunMode.MULTIRUN)
-    trainer = build({"enable_progress_bar": sys.stderr.isatty(), **options})
-    make_trainer(trainer)  # once, to see before anything is loaded whether it can be
+    options = {"enable_progress_bar": sys.stderr.isatty(), **options}
+    make_trainer(build(options))  # to see before anything is loaded whether it can be
+    trainer = build(options)
     objective, source = build(config["objective"]), build(config["data"])
     plans = followups.plan(config["eval_after"], _bench, build)
     beside = followups.check_beside(config["eval_beside"])

@@ -8,7 +8,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
 from contenders import from_json, to_json
 from growth import draw, examples, linear, points
-from sample import Line, padded_tokens, peer_order, share_of_rate, table, whole_prompts
+from sample import Line, faster, padded_tokens, peer_order, share_of_rate, table, whole_prompts
 
 from rmexp.schema import Example, Message
 
@@ -72,6 +72,11 @@ def test_the_ratio_is_that_of_medians() -> None:
         "| x | 2.0 (1.0 to 9.0) | 6.0 (5.0 to 8.0) | 3.00 | 3.50 | 1,200 | 50% | 1.0, 4.0 (0.25) |"
     )
     assert table([Line("y", (2.0,), (3.0,))]).endswith("| 1.50 |  |  |  |  |\n")
+
+
+def test_training_is_in_bf16_where_the_processor_has_such_products() -> None:
+    assert faster({"float32": 135e9, "bfloat16": 353e9}) == "bfloat16"
+    assert faster({"float32": 60e9, "bfloat16": 2e9}) == "float32"
 
 
 def test_share_of_the_matrix_rate() -> None:

@@ -20,7 +20,7 @@ import random
 
 from contenders import BATCH, LENGTH, to_json
 from growth import draw, examples, linear, points
-from sample import Line, padded_tokens, peer_order, share_of_rate, table, whole_prompts
+from sample import Line, faster, padded_tokens, peer_order, share_of_rate, table, whole_prompts
 
 from rmexp.benchmarks.preference import Preference
 from rmexp.benchmarks.rmb import RMB
@@ -45,6 +45,11 @@ class Bench:
         self.classifier = with_head(self.policy, folder / "model")
         self.chat = open_reward(path=str(self.classifier), device="cpu").chat
         self.lengths: dict[Any, int] = {}
+        # Small products: a processor without bf16 ones takes minutes for large ones.
+        rates = {name: self.run("matrix_rate", dtype=name, size=512)["rate"] for name in TOKENS}
+        self.dtype = faster(rates)
+        shown = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in rates.items())
+        print(f"GFLOP/s of small products: {shown}; training and growth in {self.dtype}")
 
     def run(self, name: str, **arguments: Any) -> dict[str, float]:
         """Run a contender in a process of its own."""
@@ -132,12 +137,12 @@ class Bench:
             "train_ours",
             "train_trl",
             model=model,
-            dtype="bfloat16",
+            dtype=self.dtype,
             objective=objective,
             examples=to_json(examples),
         )
         return Line(
-            f"{objective.upper()} training, {len(examples)} pairs, bfloat16",
+            f"{objective.upper()} training, {len(examples)} pairs, {self.dtype}",
             tuple(took["seconds0"] for took in ours),
             tuple(took["seconds0"] for took in peer),
             memory=(max(t["memory"] for t in ours), max(t["memory"] for t in peer)),
@@ -153,7 +158,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtypes", nargs="*", default=list(TOKENS), choices=list(TOKENS))
+    parser.add_argument("--dtypes", nargs="*", choices=list(TOKENS))
     parser.add_argument("--only", nargs="*", default=_PARTS, choices=_PARTS)
     parser.add_argument("--figure", type=Path, help="where to draw how the cost grows")
     options = parser.parse_args()
@@ -180,7 +185,7 @@ def measure(bench: Bench) -> Iterator[Line]:
     if "rmbench" in options.only and (path := found(options.data / "rm_bench")):
         examples = RMBench(path=path, include=["chat"]).load().examples
         scored["rmbench"] = ["RM-Bench chat"], [list(examples)], 1 - _RMB_SHARE
-    for dtype in options.dtypes:
+    for dtype in options.dtypes or dict.fromkeys(["float32", bench.dtype]):
         for names, parts, share in scored.values():
             budget = int(share * (options.tokens or TOKENS[dtype]))
             yield from bench.scoring(names, parts, budget, dtype)
@@ -202,9 +207,9 @@ def measure(bench: Bench) -> Iterator[Line]:
 
 
 def grow(bench: Bench) -> None:
-    """Measure how the cost grows, in bf16 and one round: print what a line explains of it."""
+    """Measure how the cost grows, in one round: print what a line explains of it."""
     parts = [to_json(examples(point, bench.options.seed)) for point in points()]
-    arguments = {"model": str(bench.classifier), "dtype": "bfloat16", "parts": parts}
+    arguments = {"model": str(bench.classifier), "dtype": bench.dtype, "parts": parts}
     seconds = {}
     for name, contender in (("rmexp", "score_ours"), ("pipeline", "score_pipeline")):
         took = bench.run(contender, **arguments)

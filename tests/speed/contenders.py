@@ -194,9 +194,8 @@ def train_trl(model: str, dtype: str, objective: str, examples: list[Example]) -
     return {"seconds0": metrics["train_runtime"]}
 
 
-def matrix_rate(dtype: str) -> dict[str, float]:
+def matrix_rate(dtype: str, size: int = 4096) -> dict[str, float]:
     """Return the FLOP/s of a product of square matrices, the best of five."""
-    size = 4096
     one = torch.randn(size, size).to(getattr(torch, dtype))
     best = min(_timed(lambda: one @ one) for _ in range(5))
     return {"rate": 2 * size**3 / best}

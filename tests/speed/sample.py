@@ -2,7 +2,7 @@
 
 import random
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,11 @@ class Line:
     def ratio(self) -> float:
         """Return how many times the peer's median time is ours."""
         return statistics.median(self.peer) / statistics.median(self.ours)
+
+
+def faster(rates: Mapping[str, float]) -> str:
+    """Return the dtype whose matrix products are the faster ones on this machine."""
+    return max(rates, key=rates.__getitem__)
 
 
 def share_of_rate(tokens: int, flop_per_token: float, seconds: float, rate: float) -> float:

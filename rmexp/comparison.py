@@ -170,7 +170,7 @@ def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def _chance(rows: Sequence[Row]) -> str | None:
-    return chance_line([row.gain_p for row in rows], [row.gain_p_holm for row in rows])
+    return chance_line([row.gain_p for row in rows], [row.gain_p_holm for row in rows], FILE)
 
 
 def _cell(value: float, low: float | None, high: float | None, sign: str = "") -> str:

@@ -149,7 +149,8 @@ def dots(rows: Sequence[Row]) -> Figure:
             if row.low is not None and row.high is not None:
                 axis.plot([row.low, row.high], [place, place], color="black", lw=1)
             face = _BLUE if row.sure else "white"
-            axis.plot(row.value, place, "o", color=_BLUE, markerfacecolor=face, markersize=6)
+            (point,) = axis.plot(row.value, place, "o", color=_BLUE, markersize=6)
+            point.set(markerfacecolor=face, clip_on=False, zorder=3)
         axis.axvline(0.5, color="0.75", lw=0.8, zorder=0)
         few = min((row.n for row in own if row.low is None), default=None)
         axis.set_title(name if few is None else f"{name}\n(n {few}, {TOO_FEW})", fontsize=9)

@@ -132,13 +132,16 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     return found
 
 
-def chance_line(ps: Sequence[float | None], corrected: Sequence[float | None]) -> str | None:
-    """Say how many of several p values would be low by chance; None for fewer than two."""
+def chance_line(
+    ps: Sequence[float | None], corrected: Sequence[float | None], file: str
+) -> str | None:
+    """Say how many of a file's p values would be low by chance; None for fewer than two."""
     known = [p for p in ps if p is not None]
     if len(known) < 2:
         return None
     low, still = (sum(p is not None and p < SURE for p in of) for of in (ps, corrected))
     return (
-        f"Of {len(known)} p values up to {SURE * len(known):.2g} would be below {SURE} by chance "
-        f"if nothing differed; {low} are, and {still} by Holm's p, which allows for their number."
+        f"Of the {len(known)} p values in {file} up to {SURE * len(known):.2g} would be below "
+        f"{SURE} by chance if nothing differed. Below are {low}, and {still} by Holm's p, which "
+        "allows for their number."
     )

@@ -117,7 +117,7 @@ def test_two_prompts_carry_no_interval_and_no_certainty():
         "| t/accuracy (2) | new | 1.000 (0.158 to 1.000) | +1.000 (too few) | 0.5000 | 1.0000 |"
         in text
     )
-    assert "Of 2 p values up to 0.1 would be below 0.05 by chance" in text
+    assert "Of the 2 p values in comparison.csv up to 0.1 would be below 0.05 by chance" in text
     axis = figures.dots([replace(row, low=None, high=None) for row in rows]).axes[0]
     assert axis.get_title() == "t/accuracy\n(n 2, too few)"
     points = [line for line in axis.lines if line.get_marker() == "o"]

@@ -139,8 +139,8 @@ def test_holm_by_hand():
 
 def test_the_line_about_chance():
     ps = [0.001, 0.03, *[0.5] * 26]
-    assert chance_line(ps, holm(ps)) == (
-        "Of 28 p values up to 1.4 would be below 0.05 by chance if nothing differed; 2 are, and 1 "
-        "by Holm's p, which allows for their number."
+    assert chance_line(ps, holm(ps), "a.csv") == (
+        "Of the 28 p values in a.csv up to 1.4 would be below 0.05 by chance if nothing differed. "
+        "Below are 2, and 1 by Holm's p, which allows for their number."
     )
-    assert chance_line([0.01, None], [0.01, None]) is None
+    assert chance_line([0.01, None], [0.01, None], "a.csv") is None

@@ -23,6 +23,7 @@ from rmexp.tracking import RESULT_KEY, Run, fetch_files
 log = logging.getLogger(__name__)
 
 _SCORES, _CONFIG = "scores.jsonl", "config.yaml"
+_FILE = "differences.csv"
 _COLUMNS = ("metric", "first", "second", "difference", "95 % interval", "p", "Holm's p", "n")
 _SHOWN_LEVELS = 3
 
@@ -101,8 +102,8 @@ def run_comparison(
     summary = summarise(names, found, test, note)
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     (out_dir / "summary.md").write_text(summary, encoding="utf-8")
-    _write(out_dir / "differences.csv", found)
-    run.keep(*(out_dir / name for name in ("metrics.json", "summary.md", "differences.csv")))
+    _write(out_dir / _FILE, found)
+    run.keep(*(out_dir / name for name in ("metrics.json", "summary.md", _FILE)))
     run.log_metrics(metrics)
     run.note(summary)
     show(names, found)
@@ -220,7 +221,7 @@ def _row(each: Difference) -> tuple[str, ...]:
 
 
 def _chance(found: Sequence[Difference]) -> str | None:
-    return chance_line([each.p for each in found], [each.p_holm for each in found])
+    return chance_line([each.p for each in found], [each.p_holm for each in found], _FILE)
 
 
 def _write(path: Path, found: Sequence[Difference]) -> None:

@@ -1,8 +1,9 @@
-"""Figures, drawn from numbers alone and without any global state."""
+"""Figures, drawn from numbers alone; no pyplot."""
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +13,8 @@ from rmexp.bestofn import HIGHEST, Point, shown
 from rmexp.bounds import TOO_FEW
 from rmexp.comparison import Row
 from rmexp.stats import Estimate
+
+matplotlib.rcParams["text.parse_math"] = False  # a name with two $ is no formula
 
 # Okabe and Ito's colours, told apart by every kind of sight; each with a marker of its own.
 _BLUE = "#0072B2"

@@ -213,11 +213,11 @@ def test_a_checkpoint_that_holds_something_else(tmp_path, saved):
 READERS = re.compile(
     r"(torch|json|jsontext|yaml|np|numpy|pickle|cloudpickle|dill|joblib|marshal|shelve|ast)"
     r"\.(load|loads|load_all|safe_load|full_load|unsafe_load|open|literal_eval)"
-    r"|OmegaConf\.(load|create)|.*\b(instantiate|get_class|get_method|get_object|import_module)"
+    r"|json\.JSONDecoder|OmegaConf\.(load|create)|.*\b(instantiate|get_class|get_method|get_object|import_module)"
     r"|(loads|safe_load|eval|exec|compile|__import__)|runpy\..*|pd\.read_pickle"
 )
 READ_ELSEWHERE = {
-    ("jsontext.py", "json.loads"): "the parser that parse_json checks the values of",
+    ("jsontext.py", "json.JSONDecoder"): "the parser that parse_json checks the values of",
     ("rows.py", "jsontext.loads"): "a row with a key twice is a bad row, not a bad file",
     ("formats.py", "jsontext.loads"): "as in rows.py",
     ("rows.py", "ast.literal_eval"): "messages in Python's form: it makes plain values alone",

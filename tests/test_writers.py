@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rmexp import bestofn, comparison, jobs, tables
+from rmexp import bestofn, comparison, figures, jobs, tables
 from rmexp.errors import DataError
 from rmexp.jobs import Job
 from rmexp.tables import markdown, plain, printable, read_csv, show, write_csv
@@ -138,6 +138,16 @@ def test_jobs_gains_and_curves_keep_any_name(tmp_path, capsys):
     curve = [bestofn.Point(name, "=s", 2, None, 0.5, 0.25, 0.75, 4) for name in NAMES]
     bestofn.write(tmp_path / bestofn.FILE, curve)
     assert bestofn.read(tmp_path / bestofn.FILE) == curve
+
+
+def test_a_name_is_no_formula_in_a_figure(tmp_path):
+    """Two dollar signs would be TeX, and an unknown command an error after all scoring."""
+    name = r"$\nothing$ a_b"
+    points = [bestofn.Point("recorded_reward", "s", n, 0.1, 0.5, 0.4, 0.6, 9) for n in (1, 2)]
+    row = comparison.Row(name, "b", "b/overall", 0.5, 0.4, 0.6, 30, *[None] * 4)
+    drawn = [*figures.curves({name: points}).values(), figures.dots([row])]
+    for figure in drawn:
+        figure.savefig(tmp_path / "figure.svg")
 
 
 def test_no_other_module_writes_tables():

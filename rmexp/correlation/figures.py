@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,6 +14,8 @@ from rmexp.bounds import interval_text
 from rmexp.correlation.coefficients import Points
 from rmexp.correlation.correlations import Correlation, Correlations
 from rmexp.correlation.labels import place_names
+
+matplotlib.rcParams["text.parse_math"] = False  # as in rmexp.figures
 
 # Of Okabe and Ito's colours, told apart by every kind of sight, each with a marker of its own.
 _KINDS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"))

@@ -6,6 +6,7 @@ import logging
 from dataclasses import astuple
 
 from rmexp.correlation.tables import Row, Table
+from rmexp.tables import plain
 from rmexp.tracked import EVALUATION, PUBLISHED
 from rmexp.tracking import RESULT_KEY, Run, finished_runs, tracked_run
 
@@ -45,7 +46,8 @@ def log_published(scores: Table, experiment: str, run: Run) -> dict[str, float]:
         with tracked_run(run.uri, experiment, name, tags, run.run_id) as child:
             child.log_metrics({row.task: row.score for row in rows})
             child.note(
-                f"**{rm}** on **{bench}**, as published: {scores.source}. Not measured here."
+                f"**{plain(rm)}** on **{plain(bench)}**, as published: {plain(scores.source)}. "
+                "Not measured here."
             )
         counts["published/logged"] += 1
     run.log_metrics(counts)

@@ -19,6 +19,7 @@ from rmexp.recorded import RecordedReward, left_out_note, lookup_shared
 from rmexp.rewards import ImplicitReward, ModelReward
 from rmexp.scoring import Settings
 from rmexp.secrets import mask, redact
+from rmexp.tables import plain
 from rmexp.tracking import Run, tracked_run
 
 log = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ def follow(
             rows, note = _compare(wanted, rewards, out_dir / "eval", settings.seed)
             compared += rows
             notes += [note] if note else []
-        run.note("\n".join([comparison.report(compared, out_dir), *notes]))
+        run.note("\n".join([comparison.report(compared, out_dir), *map(plain, notes)]))
         run.keep(out_dir / comparison.FILE, out_dir / comparison.FIGURE)
     return headlines
 

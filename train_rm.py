@@ -26,7 +26,6 @@ def train(config: dict[str, Any], out_dir: Path, run: Any) -> str:
     from rmexp.chat import check_on_overlength
     from rmexp.scoring import Settings
     from rmexp.training import followups
-    from rmexp.training.export import register
     from rmexp.training.options import check_options, make_trainer
     from rmexp.training.recipe import read_recipe
     from rmexp.training.train import train
@@ -68,7 +67,7 @@ def train(config: dict[str, Any], out_dir: Path, run: Any) -> str:
             json.dumps(metrics, indent=1) + "\n", encoding="utf-8"
         )
     if name := config["tracking"]["register"]:
-        print(f"registered as {register(run, name)}")
+        print(f"registered as {run.register(name)}")
     shown = [
         f"{name} {value:.3f}"
         for name, value in metrics.items()

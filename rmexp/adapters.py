@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from rmexp.checkpoints import Checkpoint
+from rmexp.checkpoints import Checkpoint, tensor_shapes
 from rmexp.errors import ConfigError
 from rmexp.heads import (
     AdaptedModel,
@@ -129,16 +129,15 @@ def find_adapter(checkpoint: Checkpoint) -> Adapter | None:
 def weight_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of all weights, read from the files' headers."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(checkpoint.folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    for path in checkpoint.weights:
+        shapes |= tensor_shapes(path)
     return shapes
 
 
 def _tensors(checkpoint: Checkpoint, *prefixes: str) -> dict[str, Tensor]:
     """Return the weights whose names begin with one of the prefixes."""
     tensors: dict[str, Tensor] = {}
-    for path in sorted(checkpoint.folder.glob("*.safetensors")):
+    for path in checkpoint.weights:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 if name.startswith(prefixes):

@@ -102,6 +102,14 @@ def token_budget(model: Model) -> tuple[int, int]:
 
 def check_causal(model: Model) -> None:
     """Assert on a probe that what follows a token does not change it: padding rests on that."""
+    with torch.inference_mode():
+        states = _run(model, input_ids=probe(model, 8))
+    if not states.isfinite().all():
+        kind = str(states.dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"{type(model).__name__} gives numbers that are not finite in {kind}: try "
+            "model.dtype=float32 or another model.attention"
+        )
     if not _attends_causally(model):
         raise ConfigError(
             f"{type(model).__name__} does not attend causally: it cannot be read at the last token"

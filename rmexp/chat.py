@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rmexp.errors import ConfigError, DataError
 from rmexp.rendering import DATE, Refusal, Renderer, RenderError
@@ -45,7 +45,8 @@ class Chat:
     The text is `apply_chat_template(messages + [assistant's response], tokenize=False)`, tokenized
     without adding special tokens, since the template writes its own BOS. `chat_template` is
     another template than the tokenizer's, or the name of one where it has several. `date` is the
-    day that a template takes for today.
+    day that a template takes for today. `other` is the reference's tokenizer where that is another
+    one: it must make the same tokens of each text.
 
     Raises ConfigError where the tokenizer has no chat template, or several and no default: there
     is no fallback.
@@ -57,6 +58,7 @@ class Chat:
         max_length: int,
         chat_template: str | None = None,
         date: str = TODAY,
+        other: "PreTrainedTokenizerBase | None" = None,
     ) -> None:
         if not tokenizer.is_fast:
             raise ConfigError(
@@ -67,6 +69,7 @@ class Chat:
         self.max_length = max_length
         self.template = _template(tokenizer, chat_template)
         self.date = _date(date)
+        self.other = other
         special = {
             token for token, added in tokenizer.added_tokens_decoder.items() if added.special
         }
@@ -91,6 +94,8 @@ class Chat:
             tokens = self.tokenizer(
                 list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
             )
+            if self.other is not None:
+                check_same_tokens(texts, tokens["input_ids"], self.other)
             for text, span, ids, offsets in zip(
                 texts, spans, tokens["input_ids"], tokens["offset_mapping"], strict=True
             ):
@@ -272,6 +277,20 @@ def _date(date: object) -> str:
         return datetime.strptime(str(date), DATE).strftime(DATE)
     except ValueError as error:
         raise ConfigError(f"model.date={date}: write it as {TODAY}") from error
+
+
+def check_same_tokens(
+    texts: Sequence[str], ids: Sequence[Sequence[int]], reference: "PreTrainedTokenizerBase"
+) -> None:
+    """Raise ConfigError for a text of which the reference's tokenizer makes other ids."""
+    others: Any = reference(list(texts), add_special_tokens=False, verbose=False)
+    for text, ours, theirs in zip(texts, ids, others["input_ids"], strict=True):
+        if list(ours) != theirs:
+            raise ConfigError(
+                f"the reference {reference.name_or_path} has another tokenizer than the policy, "
+                f"which makes other tokens of {text[:40]!r}: their log-probabilities cannot be "
+                "subtracted; give the model that the policy started from"
+            )
 
 
 def check_on_overlength(value: str) -> OnOverlength:

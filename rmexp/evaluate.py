@@ -57,17 +57,10 @@ def evaluate(
         _warn_of_bad_rows(data.bad_rows)
     run.log_dataset(benchmark.name, digest, data.source, {"num_rows": len(data.examples)})
     tags = {"rmexp.data": digest, "rmexp.reward": reward.description}
-    if isinstance(reward, ChatJudge | PairwiseJudge):
-        tags |= reward.fingerprints(settings.store_dir)
-    elif isinstance(reward, RecordedReward):
+    if isinstance(reward, RecordedReward):
         tags["rmexp.recorded"] = reward.fingerprint()
     else:
-        cache = settings.store_dir
-        if reward.chat.dated:
-            tags["rmexp.date"] = reward.chat.dated
-        tags["rmexp.weights"] = reward.columns[0].checkpoint.fingerprint(cache)
-        if len(reward.columns) > 1:
-            tags["rmexp.reference"] = reward.columns[1].checkpoint.fingerprint(cache)
+        tags |= reward.fingerprints(settings.store_dir)
     run.set_tags(tags | {RESULT_KEY: key(**tags)})
     log.info("%s is read as: %s", reward.name, reward.description)
 

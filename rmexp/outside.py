@@ -73,7 +73,10 @@ def known(values: Mapping[str, object], hints: Mapping[str, Any], where: str) ->
             raise DataError(f"{where} has the key {key}, which is not known: remove it")
         _refuse_code(value, key, where)
         if not _fits(value, hints[key]):
-            raise DataError(f"{where} has {key}: {_shown(value)}, which is no value for it")
+            raise DataError(
+                f"{where} has {key}: {_shown(value)}, which is no value for it: give "
+                f"{_named(hints[key])}"
+            )
     return dict(values)
 
 
@@ -141,6 +144,26 @@ def _fits(value: object, hint: Any) -> bool:
         mapped = inspect.isclass(kind) and issubclass(kind, Mapping)
         return mapped and all(_fits(part, each) for part in value.values() for each in within[1:])
     return type(value) is kind
+
+
+def _named(hint: Any) -> str:
+    """Return a type in words.
+
+    >>> _named(Literal["a", "b"] | None)
+    'a or b or null'
+    """
+    origin, within = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType, Literal):
+        names = [str(each) if origin is Literal else _named(each) for each in within]
+        several = ", ".join(names)
+        return " or ".join(several.rsplit(", ", 1))
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    if hint in words:
+        return words[hint]
+    if hint in (None, NoneType):
+        return "null"
+    kind = origin or hint
+    return "an object" if inspect.isclass(kind) and issubclass(kind, Mapping) else "a list"
 
 
 def _shown(value: object) -> str:

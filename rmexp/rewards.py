@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rmexp.chat import TODAY, Chat, Encoded
-from rmexp.checkpoints import Checkpoint, find_checkpoint
+from rmexp.chat import TODAY, Chat, Encoded, check_same_tokens
+from rmexp.checkpoints import Checkpoint, Reading, find_checkpoint, is_beta
 from rmexp.errors import ConfigError
+from rmexp.outside import known, read_json
 
 if TYPE_CHECKING:
     from rmexp.forward import Reader
 
 DTYPES = ("float32", "bfloat16", "float16")
 Values = NDArray[np.float64]
+
+_MEND = "get the model folder again"
+# Tells tokenizers apart before any data are read.
+_SAMPLE = "What is 17 + 25? Die Antwort ist 42, def f(x):\n    return x"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,10 @@ class ScalarReward:
         """Say how the rewards are read."""
         return "scalar head"
 
+    def fingerprints(self, cache: Path) -> dict[str, str]:
+        """Return digests of the weights, and of what the folder says of how to read them."""
+        return _fingerprints(self, cache)
+
     def rewards(self, columns: Sequence[Values], encoded: Sequence[Encoded]) -> Values:
         """Return the only column."""
         return columns[0]
@@ -102,6 +111,10 @@ class ImplicitReward:
         if self.reference is None:
             return f"implicit, without reference, {unit}"
         return f"implicit, reference {self.reference}, beta {self.beta:g}, {unit}"
+
+    def fingerprints(self, cache: Path) -> dict[str, str]:
+        """Return digests of the weights, and of what the folder says of how to read them."""
+        return _fingerprints(self, cache)
 
     def rewards(self, columns: Sequence[Values], encoded: Sequence[Encoded]) -> Values:
         """Return the rewards from log pi, and log pi_ref where there is a reference."""
@@ -143,6 +156,7 @@ def open_reward(
     path: str,
     name: str | None = None,
     revision: str | None = None,
+    base: str | None = None,
     reader: str = "auto",
     reference: Mapping[str, Any] | None = None,
     beta: float | None = None,
@@ -160,10 +174,11 @@ def open_reward(
 
     `reader` is "scalar" (a head), "implicit" (a policy) or "auto": what `rmexp.json` says, else a
     sequence classifier, or a head that an adapter knows, is scalar and a causal language model
-    implicit without reference. `device_map` "auto" spreads the weights over all GPUs.
-    `reference` has `path` and, from the hub, `revision`; null takes the one in `rmexp.json`, and
-    `{path: null}` leaves it out. `date` is what a chat template takes for today. Raises ConfigError
-    for whatever cannot work.
+    implicit without reference. `base` is the model below a folder that holds nothing but a LoRA
+    adapter; null takes the one that the adapter names. `device_map` "auto" spreads the weights over
+    all GPUs. `reference` has `path` and, from the hub, `revision`; null takes the one in
+    `rmexp.json`, and `{path: null}` leaves it out. `date` is what a chat template takes for today.
+    Raises ConfigError for whatever cannot work.
     """
     if reader not in ("auto", "scalar", "implicit"):
         raise ConfigError(f"model.reader={reader}: use auto, scalar or implicit")
@@ -177,12 +192,17 @@ def open_reward(
             "device map chooses the devices itself"
         )
     device = _device(device)
-    checkpoint = find_checkpoint(path, revision, trust_remote_code)
-    trained = checkpoint.rmexp() or {}
+    if beta is not None and not is_beta(beta):
+        raise ConfigError(f"model.beta={beta}: give a number above 0")
+    if length_normalised not in (None, True, False):
+        raise ConfigError(f"model.length_normalised={length_normalised}: use true or false")
+    checkpoint = find_checkpoint(path, revision, trust_remote_code, base)
+    trained = checkpoint.rmexp()
     reader = _reader(checkpoint, trained) if reader == "auto" else reader
     tokenizer = _tokenizer(checkpoint)
     length = max_length or _max_length(checkpoint, tokenizer)
-    chat = Chat(tokenizer, length, _template(chat_template, tokenizer), date)
+    template = _template(chat_template, tokenizer)
+    chat = Chat(tokenizer, length, template, date)
     name = name or checkpoint.name
 
     def column(source: Checkpoint, reads: Literal["score", "logps"]) -> Column:
@@ -191,29 +211,64 @@ def open_reward(
 
     if reader == "scalar":
         return ScalarReward(name, chat, (column(checkpoint, "score"),))
-    columns = [column(checkpoint, "logps")]
-    reference = reference if reference is not None else trained.get("reference")
-    reference_name = None
+    if trained is not None:
+        beta = trained.beta if beta is None else beta
+        if length_normalised is None:
+            length_normalised = trained.length_normalised
+    columns, reference_name = [column(checkpoint, "logps")], None
+    trusted = trust_remote_code and reference is not None  # not because the folder says so
+    if reference is None and trained is not None:
+        reference = trained.reference
     if reference and reference.get("path"):
-        source = find_checkpoint(
-            str(reference["path"]), reference.get("revision"), trust_remote_code
-        )
-        _check_same_tokens(tokenizer, _tokenizer(source), source)
+        source = find_checkpoint(str(reference["path"]), reference.get("revision"), trusted)
+        other = _tokenizer(source)
+        if not _same_tokenizer(tokenizer, other):
+            made: Any = tokenizer([_SAMPLE], add_special_tokens=False)
+            check_same_tokens([_SAMPLE], made["input_ids"], other)
+            chat = Chat(tokenizer, length, template, date, other)
         columns.append(column(source, "logps"))
         reference_name = str(reference.get("name") or source.name)
-    beta = beta if beta is not None else float(trained.get("beta") or 0.1)
-    if length_normalised is None:
-        length_normalised = bool(trained.get("length_normalised", False))
-    return ImplicitReward(name, chat, tuple(columns), beta, length_normalised, reference_name)
+    return ImplicitReward(
+        name,
+        chat,
+        tuple(columns),
+        0.1 if beta is None else float(beta),
+        bool(length_normalised),
+        reference_name,
+    )
 
 
-def _reader(checkpoint: Checkpoint, trained: Mapping[str, Any]) -> str:
-    if "reader" in trained:
-        return str(trained["reader"])
+def _fingerprints(reward: ModelReward, cache: Path) -> dict[str, str]:
+    own, *references = (column.checkpoint for column in reward.columns)
+    found = {"rmexp.weights": own.fingerprint(cache), "rmexp.reading": own.reading()}
+    for reference in references:
+        found["rmexp.reference"] = reference.fingerprint(cache)
+    if reward.chat.dated:
+        found["rmexp.date"] = reward.chat.dated
+    return found
+
+
+def check_vocabulary(reward: ModelReward, rows: Sequence[Encoded]) -> None:
+    """Raise ConfigError for a token of the rows that one of the reward's models does not have."""
+    highest = max((max(row.ids, default=0) for row in rows), default=0)
+    for column in reward.columns:
+        size = column.checkpoint.vocabulary
+        if size is not None and highest >= size:
+            token = reward.chat.tokenizer.convert_ids_to_tokens(highest)
+            raise ConfigError(
+                f"the tokenizer of {reward.name} makes the token {token!r} (number {highest}), and "
+                f"{column.checkpoint.name} has {size} of them: give the tokenizer that the model "
+                "was trained with, or a template without that token as model.chat_template"
+            )
+
+
+def _reader(checkpoint: Checkpoint, trained: Reading | None) -> str:
+    if trained is not None:
+        return trained.reader
     from rmexp.adapters import find_adapter
 
     architecture = checkpoint.architecture
-    if architecture.endswith("ForSequenceClassification") or find_adapter(checkpoint):
+    if checkpoint.is_classifier or find_adapter(checkpoint):
         return "scalar"
     if architecture.endswith("ForCausalLM") or architecture.endswith("LMHeadModel"):
         return "implicit"
@@ -241,27 +296,43 @@ def _default_dtype(checkpoint: Checkpoint, device: str) -> str:
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:
+    """Load the tokenizer, an adapter's own if it has one."""
+    folder = checkpoint.folder
+    if checkpoint.adapter is not None and (checkpoint.adapter / "tokenizer_config.json").exists():
+        folder = checkpoint.adapter
     from transformers import AutoTokenizer
 
+    from rmexp.loading import LIBRARY_ERRORS, reason
+
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (path := folder / name).exists():
+            limit = read_json(path, _MEND).get("model_max_length")
+            known({"model_max_length": limit}, {"model_max_length": float | None}, str(path))
+            if limit is not None and limit < 1:
+                raise ConfigError(f"{path} has model_max_length: {limit}, it must be above 0")
     try:
         return AutoTokenizer.from_pretrained(
-            checkpoint.folder,
-            trust_remote_code=checkpoint.trust_remote_code,
-            local_files_only=True,
+            folder, trust_remote_code=checkpoint.trust_remote_code, local_files_only=True
         )
-    except (ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{checkpoint.folder} has no tokenizer that loads ({reason})") from error
+    except LIBRARY_ERRORS as error:
+        said = reason(error)
+    except Exception as error:  # the tokenizers library has no class of its own
+        if type(error) is not Exception:
+            raise
+        said = str(error)
+    if (path := folder / "tokenizer.json").exists():
+        read_json(path, _MEND)  # says it better, and takes too long to be asked first
+    raise ConfigError(
+        f"{folder} has no tokenizer that loads ({said}): get tokenizer.json and "
+        "tokenizer_config.json of the model again"
+    )
 
 
 def _max_length(checkpoint: Checkpoint, tokenizer: Any) -> int:
     """Return the smaller of the positions that the model has and the tokenizer's own limit."""
-    limits = [int(tokenizer.model_max_length)]
-    for config in (checkpoint.config, checkpoint.config.get("text_config") or {}):
-        for key in ("max_position_embeddings", "n_positions"):
-            if config.get(key):
-                limits.append(int(config[key]))
-    return min(limits)
+    own = int(tokenizer.model_max_length)
+    positions = checkpoint.max_length
+    return own if positions is None else min(own, positions)
 
 
 def _template(chat_template: str | None, tokenizer: Any) -> str | None:
@@ -277,9 +348,8 @@ def _template(chat_template: str | None, tokenizer: Any) -> str | None:
         ) from error
 
 
-def _check_same_tokens(tokenizer: Any, other: Any, reference: Checkpoint) -> None:
-    if tokenizer.get_vocab() != other.get_vocab():
-        raise ConfigError(
-            f"the reference {reference.name} has another tokenizer than the policy: their "
-            "log-probabilities cannot be subtracted; give the model that the policy started from"
-        )
+def _same_tokenizer(one: Any, other: Any) -> bool:
+    """Say whether two tokenizers are the same by all that they are made of."""
+    if not (one.is_fast and other.is_fast):
+        return False
+    return bool(one.backend_tokenizer.to_str() == other.backend_tokenizer.to_str())

@@ -15,7 +15,7 @@ from rmexp.chat import Encoded, OnOverlength, refuse_unplaced, unplaced
 from rmexp.computing import Request, Work, compute, load
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.recorded import RecordedReward
-from rmexp.rewards import Column, ModelReward, Values
+from rmexp.rewards import Column, ModelReward, Values, check_vocabulary
 from rmexp.schema import Example, Message, ScoredExample, scored_example
 from rmexp.store import ScoreStore, response_key
 
@@ -193,6 +193,7 @@ def _encode(
         for conversation, row in zip(conversations, encoded, strict=True)
         if row is not None
     }
+    check_vocabulary(reward, list(kept.values()))
     seen.truncated = sum(row.truncated for row in kept.values())
     seen.dropped = len(conversations) - len(kept)
     if seen.truncated or seen.dropped:

@@ -21,7 +21,10 @@ import mlflow
 from filelock import FileLock
 from google.protobuf.json_format import ParseError
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import (
     MLFLOW_GIT_COMMIT,
@@ -134,6 +137,27 @@ class Run:
     def log_file(self, path: Path) -> None:
         """Log a file as an artifact."""
         self._call(self.client.log_artifact, str(path))
+
+    def register(self, name: str) -> str:
+        """Register the run's artifact `model` under a name, and return its address.
+
+        The files follow with the run's other ones, when the command ends. Raises TrackingError
+        where the server refuses the name, or has no registry.
+        """
+        source = f"runs:/{self.run_id}/model"
+        try:
+            try:
+                self.client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                    raise
+            version = self.client.create_model_version(name, source, self.run_id)
+        except _ERRORS as error:
+            raise TrackingError(
+                f"cannot register the model as {name} ({_first_line(error)}): the model is kept in "
+                "the run's folder; give another name as tracking.register"
+            ) from error
+        return f"models:/{name}/{version.version}"
 
     def note(self, markdown: str) -> None:
         """Show a text on the run's page."""
@@ -356,25 +380,67 @@ def _impatient() -> Iterator[None]:
 def fetch_model(uri: str, model_uri: str, folder: Path) -> Path:
     """Return a local copy of a logged or registered model (`runs:/...` or `models:/...`).
 
-    Each model has a folder of its own in `folder`, which appears complete or not at all: models of
-    two runs have files of the same names.
+    Each model has a folder of its own in `folder`, which appears complete or not at all and is
+    never changed. A version, or what a finished run has logged, is downloaded once; an alias is
+    asked for its version each time. What may still change has a folder for each content.
     """
-    own = folder / hashlib.sha256(f"{redact(uri)}\n{model_uri}".encode()).hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        own = _copy_of(folder, uri, model_uri)
+        if own.exists():
+            return own
+        pinned, settled = _pinned(client, model_uri)
+        own = _copy_of(folder, uri, pinned)
         with FileLock(f"{own}.lock"), tempfile.TemporaryDirectory(dir=folder) as draft:
+            if own.exists():
+                return own
             made = mlflow.artifacts.download_artifacts(
-                model_uri, dst_path=f"{draft}/new", tracking_uri=uri, registry_uri=uri
+                pinned, dst_path=f"{draft}/new", tracking_uri=uri, registry_uri=uri
             )
-            if own.exists():  # an alias may name another version now
-                own.rename(f"{draft}/before")
-            Path(made).rename(own)
+            if not settled:
+                own = _copy_of(folder, uri, pinned, _content(Path(made)))
+            if not own.exists():
+                Path(made).rename(own)
         return own
     except _ERRORS as error:
         raise ConfigError(
             f"cannot get model.uri={model_uri} from {redact(uri)} ({_first_line(error)}): check "
             "the run, the name and the version"
         ) from error
+
+
+def _copy_of(folder: Path, *names: str) -> Path:
+    """Return where the copy of a model lies, by its server, its address and its content."""
+    uri, *others = names
+    key = "\n".join(["copy", redact(uri), *others])
+    return folder / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _pinned(client: MlflowClient, model_uri: str) -> tuple[str, bool]:
+    """Return the address with an alias or a stage replaced by its version, and if it is settled."""
+    if model_uri.startswith("runs:/"):
+        run_id: str | None = model_uri.removeprefix("runs:/").partition("/")[0]
+        pinned = model_uri
+    else:
+        name, *version = get_model_name_and_version(client, model_uri)  # type: ignore[no-untyped-call]
+        if not version:
+            status = client.get_logged_model(name).status
+            return model_uri, status is LoggedModelStatus.READY
+        pinned = f"models:/{name}/{version[0]}"
+        run_id = client.get_model_version(name, version[0]).run_id
+    # A model is registered a moment before its run has logged the files.
+    return pinned, not run_id or client.get_run(run_id).info.status == "FINISHED"
+
+
+def _content(folder: Path) -> str:
+    """Return a digest of all files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(folder)}:{content}\n".encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,7 +221,6 @@ READ_ELSEWHERE = {
     ("rows.py", "jsontext.loads"): "a row with a key twice is a bad row, not a bad file",
     ("formats.py", "jsontext.loads"): "as in rows.py",
     ("rows.py", "ast.literal_eval"): "messages in Python's form: it makes plain values alone",
-    ("checkpoints.py", "json.loads"): "plain values",
     ("rendering.py", "json.loads"): "what the project's own process for templates answers",
     ("jobs.py", "json.loads"): "what the project's own jobs wrote",
     ("sweeps.py", "json.loads"): "as in jobs.py",

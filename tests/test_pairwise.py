@@ -171,4 +171,4 @@ def test_it_says_how_it_judges(tmp_path):
     assert open_tiny(tiny_scalar(tmp_path / "a")).description == "pairwise, head, both orders"
     policy = open_tiny(tiny_policy(tmp_path / "b"), labels=["A", "B"])
     assert policy.description == "pairwise, A or B as next tokens, both orders"
-    assert set(policy.fingerprints(tmp_path)) == {"rmexp.weights"}
+    assert set(policy.fingerprints(tmp_path)) == {"rmexp.weights", "rmexp.reading"}

@@ -475,6 +475,67 @@ def test_models_of_two_runs_do_not_mix(uri, tmp_path):
     assert left == set(fetched)
 
 
+def logged(folder: Path, text: str) -> Callable[[Run], None]:
+    """Return what logs a model of one file, in pieces that a reader could tell apart."""
+
+    def work(run: Run) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "file").write_text(text)
+        run._call(run.client.log_artifacts, str(folder), "model")
+
+    return work
+
+
+def test_what_cannot_change_is_downloaded_once(uri, tmp_path, monkeypatch):
+    """A finished run's model and a version; an alias is asked for its version each time."""
+    downloads = []
+    download = tracking.mlflow.artifacts.download_artifacts
+
+    def counted(model_uri: str, **options: Any) -> str:
+        downloads.append(model_uri)
+        return str(download(model_uri, **options))
+
+    monkeypatch.setattr(tracking.mlflow.artifacts, "download_artifacts", counted)
+    addresses = []
+    for number in range(2):
+        work = logged(tmp_path / "model", str(number))
+        with tracked_run(uri, "tests", "a test", TAGS) as run:
+            work(run)
+            addresses.append(run.register("mine"))
+    assert addresses == ["models:/mine/1", "models:/mine/2"]
+    client, fetched = MlflowClient(tracking_uri=uri), tmp_path / "fetched"
+    runs = f"runs:/{run.run_id}/model"
+    seen = []
+    for version in ("1", "2", "1"):
+        client.set_registered_model_alias("mine", "best", version)
+        seen += [fetch_model(uri, name, fetched) for name in ("models:/mine@best", runs)]
+    assert [(folder / "file").read_text() for folder in seen] == ["0", "1", "1", "1", "0", "1"]
+    assert downloads == ["models:/mine/1", runs, "models:/mine/2"]
+    assert fetch_model(uri, "models:/mine/2", fetched) == seen[2]
+    assert len(downloads) == 3
+
+
+def test_what_may_still_change_is_downloaded_anew_beside_the_old(uri, tmp_path):
+    """A reader of the first copy keeps it, whatever the run logs meanwhile."""
+    with tracked_run(uri, "tests", "a test", TAGS) as run:
+        name, copies = f"runs:/{run.run_id}/model", []
+        for text in ("first", "second", "second"):
+            logged(tmp_path / "model", text)(run)
+            copies.append(fetch_model(uri, name, tmp_path / "fetched"))
+    assert [(folder / "file").read_text() for folder in copies] == ["first", "second", "second"]
+    assert copies[1] == copies[2]
+
+
+def test_a_name_behind_a_hundred_others_is_registered_again(uri):
+    client = MlflowClient(tracking_uri=uri)
+    for number in range(101):
+        client.create_registered_model(f"a{number:03}")
+    with tracked_run(uri, "tests", "a test", TAGS) as run:
+        assert [run.register("z"), run.register("z")] == ["models:/z/1", "models:/z/2"]
+        with pytest.raises(TrackingError, match="cannot register the model as a/b"):
+            run.register("a/b")
+
+
 @pytest.mark.parametrize("name", ["runs:/0123456789abcdef0123456789abcdef/model", "models:/no/1"])
 def test_a_model_that_is_not_there_is_named(uri, tmp_path, name):
     with pytest.raises(ConfigError, match=rf"cannot get model\.uri={name} .*check the run"):

@@ -41,8 +41,8 @@ class PairwiseJudge:
         return f"pairwise, {reads}, both orders"
 
     def fingerprints(self, cache: Path) -> dict[str, str]:
-        """Return the fingerprint of the weights."""
-        return {"rmexp.weights": self.reward.columns[0].checkpoint.fingerprint(cache)}
+        """Return the model's digests."""
+        return self.reward.fingerprints(cache)
 
     def compare(
         self, pairs: Sequence[Pair], settings: Settings, tally: Tally

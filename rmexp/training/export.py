@@ -13,7 +13,6 @@ from transformers.modeling_utils import PreTrainedModel
 from rmexp.errors import ConfigError, ScoreError, is_full_disk
 from rmexp.outside import read_checkpoint
 from rmexp.rewards import open_reward
-from rmexp.tracking import Run
 from rmexp.training.batches import Batches, Pair
 from rmexp.training.objectives import Objective
 from rmexp.training.recipe import Recipe, Start, build_model
@@ -106,15 +105,3 @@ def _reread(start: Start, folder: Path, probe: Sequence[Pair]) -> "np.ndarray[An
         references = [pair.references or (np.nan, np.nan) for pair in probe]
         columns.append(np.array(references).T.reshape(-1))
     return reward.rewards(columns, rows)
-
-
-def register(run: Run, name: str) -> str:
-    """Register the run's artifact `model` under a name, and return its address.
-
-    The files follow with the run's other ones, when the command ends.
-    """
-    if not any(model.name == name for model in run.client.search_registered_models()):
-        run.client.create_registered_model(name)
-    source = f"runs:/{run.run_id}/model"
-    version = run.client.create_model_version(name, source, run.run_id)
-    return f"models:/{name}/{version.version}"

@@ -1,6 +1,7 @@
 """What training starts from: a language model with a new score head, LoRA layers put in place."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,13 @@ from rmexp.adapters import find_adapter
 from rmexp.backbone import Model
 from rmexp.checkpoints import Checkpoint
 from rmexp.errors import ConfigError
-from rmexp.loading import from_pretrained, load_scalar, to_float, unreported_weights
+from rmexp.loading import (
+    check_finite,
+    check_unread,
+    from_pretrained,
+    load_scalar,
+    to_float,
+)
 
 _PAD = "<|pad|>"
 
@@ -33,8 +40,7 @@ def load_classifier(
             f"{checkpoint.folder} has a head of its own kind, which cannot be trained here: start "
             "from the language model below it"
         )
-    labels = checkpoint.config.get("id2label") or {}
-    if checkpoint.architecture.endswith("ForSequenceClassification") and len(labels) == 1:
+    if checkpoint.is_classifier and checkpoint.outputs == 1:
         model = load_scalar(checkpoint, dtype, attention, "cpu")
     else:
         model = _with_new_head(checkpoint, dtype, attention, seed)
@@ -82,16 +88,14 @@ def merge_lora(model: Model) -> None:
 
 
 def _with_new_head(checkpoint: Checkpoint, dtype: str, attention: str | None, seed: int) -> Model:
-    with unreported_weights():  # the head is missed on purpose
-        model, info = from_pretrained(
-            AutoModelForSequenceClassification,
-            checkpoint,
-            dtype,
-            attention,
-            "put a score head on",
-            num_labels=1,
-            ignore_mismatched_sizes=True,
-        )
+    model, info = from_pretrained(
+        AutoModelForSequenceClassification,
+        checkpoint,
+        dtype,
+        attention,
+        "put a score head on",
+        num_labels=1,
+    )
     heads = {
         name: module for name, module in model.named_children() if name != model.base_model_prefix
     }
@@ -102,6 +106,7 @@ def _with_new_head(checkpoint: Checkpoint, dtype: str, attention: str | None, se
             f"{checkpoint.folder} lacks weights of {type(model).__name__} besides the head's "
             f"({', '.join(sorted(unknown))}): give a complete folder of a language model"
         )
+    check_unread(checkpoint, model, set(info["unexpected_keys"]), partial(_is_head, model))
     generator = torch.Generator().manual_seed(seed)
     for name in sorted(new):
         heads[name].float()
@@ -112,9 +117,17 @@ def _with_new_head(checkpoint: Checkpoint, dtype: str, attention: str | None, se
                     parameter.normal_(std=std, generator=generator)
                 else:
                     parameter.zero_()
+    check_finite(model, checkpoint)
     for head in heads.values():
         to_float(head)
     return model
+
+
+def _is_head(model: Model, name: str) -> bool:
+    """Say whether a weight is of another head than the new one: none of the layers below it."""
+    first = name.split(".")[0]
+    inside = first == model.base_model_prefix or hasattr(model.base_model, first)
+    return not inside or "pooler" in name.split(".")
 
 
 def _give_pad_token(model: Model, tokenizer: Any) -> None:

@@ -15,7 +15,7 @@ from lightning import Trainer
 from rmexp.chat import Chat
 from rmexp.errors import ScoreError
 from rmexp.outside import read_checkpoint
-from rmexp.rewards import Column
+from rmexp.rewards import Column, check_vocabulary
 from rmexp.schema import Dataset, fingerprint
 from rmexp.scoring import Settings, column_values
 from rmexp.tracking import RESULT_KEY, Run
@@ -58,7 +58,7 @@ def train(
     chat, on_overlength = start.reward.chat, settings.on_overlength
     if recipe.max_length is not None:
         length = min(chat.max_length, recipe.max_length)
-        chat = Chat(chat.tokenizer, length, chat.template, chat.date)
+        chat = Chat(chat.tokenizer, length, chat.template, chat.date, chat.other)
     places = objective.reader == "implicit"
     parts = {
         name: encode_pairs(chat, examples, on_overlength, places, data.skips)
@@ -77,6 +77,7 @@ def train(
         tags = {
             "rmexp.data": digest,
             "rmexp.weights": weights,
+            "rmexp.reading": start.column.checkpoint.reading(),
             "rmexp.objective": objective.name,
         }
         run.set_tags(tags | {RESULT_KEY: key(**tags)})
@@ -87,6 +88,10 @@ def train(
     reading = {**objective.reading(), "reference": None}
     reference = start.reference if objective.uses_reference else None
     if reference is not None:
+        rows = [
+            row for part in parts.values() for p in part.pairs for row in (p.chosen, p.rejected)
+        ]
+        check_vocabulary(start.reward, rows)
         sharing = replace(settings, devices=_free_devices(trainer, reference))
         parts = _with_references(parts, reference, sharing, chat.tokenizer.pad_token_id)
         reading["reference"] = {

@@ -663,6 +663,9 @@ MISTAKES = {
     "the trainer cannot be made (Trainer.__init__() got an unexpected": "+trainer.nonsense=1",
     "there is no benchmark nothing": "eval_after=[nothing]",
     "recipe.batch_size=0": "recipe.batch_size=0",
+    "recipe.optim: there is no such setting": "+recipe.optim=adam",
+    "trainer.max_steps=0: give a whole number": "trainer.max_steps=0",
+    "trainer.val_check_interval=10: an epoch has": "trainer.val_check_interval=10 data.pairs=20",
     "eval_beside=['nothing']": "eval_beside=[nothing]",
 }
 

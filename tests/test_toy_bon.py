@@ -24,7 +24,7 @@ def asked(monkeypatch, tmp_path):
 
     monkeypatch.setattr(toy_bon, "sample", answer)
     monkeypatch.setattr(toy_bon, "smollm2", lambda: tmp_path)
-    monkeypatch.setattr(toy_bon, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(toy_bon, "make_cache", lambda: tmp_path)
     return seen
 
 

@@ -122,7 +122,7 @@ def _name(config: Mapping[str, Any]) -> str:
     name = f"{model} {hydra.runtime.choices['objective']} {hydra.runtime.choices['data']}"
     if hydra.mode is not RunMode.MULTIRUN:
         return name
-    _, varied = find_sweep(Path(hydra.runtime.output_dir).parent)
+    _, varied = find_sweep(Path(hydra.runtime.cwd, hydra.sweep.dir))
     varied = [key for key in varied if key not in ("objective", "data")]
     return child_name(name, {"overrides": list(hydra.overrides.task), "varied": varied})
 

@@ -727,7 +727,7 @@ def test_a_run_that_is_killed_goes_on_from_there(command, unbroken, number):
     else:
         reason = f"killed by {number.name}"
         assert killed.code == 1
-        assert killed.last == f"{reason}: run the command again, it goes on from there"
+        assert killed.last == f"{reason}: run the command again, what was scored is kept"
         assert "Traceback" not in killed.err
         assert (killed.status["status"], killed.status["error"]) == ("KILLED", reason)
         assert killed.run().info.status == "KILLED"
@@ -751,7 +751,7 @@ def test_a_signal_while_nothing_is_tracked_yet(command, monkeypatch):
     monkeypatch.setattr(commands, "resolve", resolve)
     done = command("bench.limit=1")
     assert done.code == 1
-    assert done.last == "killed by SIGTERM: run the command again, it goes on from there"
+    assert done.last == "killed by SIGTERM: run the command again, what was scored is kept"
     assert done.status == {"status": "KILLED", "error": "killed by SIGTERM"}
     assert command.runs() == []
 
@@ -768,7 +768,7 @@ def test_control_c_ends_a_run_and_a_whole_sweep(command, monkeypatch, options):
     done = command("bench.limit=1,2" if options else "bench.limit=1", options=options)
     job = "0" if options else ""
     assert done.code == 1
-    assert "killed by SIGINT: run the command again, it goes on from there" in done.err
+    assert "killed by SIGINT: run the command again, what was scored is kept" in done.err
     assert done.status_of(job)["status"] == done.run(job).info.status == "KILLED"
     assert {run.info.status for run in command.runs()} == {"KILLED"}
     assert not (done.folder / "1").exists()

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rmexp import secrets, sweeps
+from rmexp import jobs, secrets, sweeps
 from rmexp.configs import ROOT, absolute, given, make_folder, resolve
 from rmexp.errors import ConfigError, RmexpError, is_full_disk
 from rmexp.jobs import note_job, replace, write_status
@@ -88,9 +88,17 @@ def run_command(
     """
     hydra = HydraConfig.get()
     out_dir = Path(hydra.runtime.output_dir)
-    status: dict[str, object] = {}
+    status: dict[str, Any] = {}
     several = hydra.mode is RunMode.MULTIRUN
     sweep = Path(hydra.runtime.cwd, hydra.sweep.dir) if several else None
+    held = ExitStack()
+    try:
+        held.enter_context(jobs.hold(out_dir))
+    except ConfigError as error:  # whose folder it is goes on to write there
+        _failed.append(out_dir)
+        log.error("%s", error)
+        return
+    left = jobs.take_over(out_dir)
     try:
         with killable(), ExitStack() as stack:
             secrets.learn(OmegaConf.to_container(config))
@@ -107,7 +115,9 @@ def run_command(
                     write_status(out_dir, status | why)
                     note_job(sweep, hydra.job.num, out_dir)
                     return
-            write_status(out_dir, status | {"status": "RUNNING"})
+            if left:
+                status["unended"] = left
+            write_status(out_dir, status | jobs.running())
             if sweep is not None:
                 note_job(sweep, hydra.job.num, out_dir)
             _refuse_lists(_words(hydra))
@@ -123,6 +133,7 @@ def run_command(
         if not isinstance(error, Exception):
             raise  # the other jobs do not run either
     finally:
+        held.close()
         if sweep is not None:
             sweeps.free_memory()
 
@@ -132,7 +143,7 @@ def _run(
     out_dir: Path,
     task: Task,
     tags: dict[str, str],
-    status: dict[str, object],
+    status: dict[str, Any],
 ) -> None:
     """Do the task within a tracked run; `status` gets the run's ids once there are any."""
     from rmexp.tracking import DoneBefore, tracked_run
@@ -148,7 +159,9 @@ def _run(
     try:
         with tracked_run(uri, experiment, name, tags, parent) as run:
             status |= {"run_id": run.run_id, "experiment_id": run.experiment_id}
-            write_status(out_dir, status | {"status": "RUNNING"})
+            for before in status.pop("unended", ()):
+                run.end_left(before)
+            write_status(out_dir, status | jobs.running())
             run.log_params(config)
             run.keep(out_dir / "config.yaml", out_dir / f"{HydraConfig.get().job.name}.log")
             status["headline"] = task(config, out_dir, run)
@@ -168,7 +181,7 @@ def _run(
 def _go_on(config: DictConfig, folder: Path) -> str:
     """Say how a command that was interrupted goes on; `folder` is its own, or its sweep's."""
     if "resume" not in config:
-        return "run the command again, what was scored is kept"
+        return "run the command again, it goes on from there"
     return f"run the command again with resume=true out_dir={folder}, it goes on from there"
 
 

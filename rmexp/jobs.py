@@ -1,16 +1,75 @@
 """Jobs: the status that each leaves in its folder, and the table of a sweep's jobs."""
 
 import json
+import os
+import socket
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from rmexp import tables
 from rmexp.errors import ConfigError
 
 LIST = "jobs.jsonl"  # a sweep's jobs and their folders
+_LOCK = ".lock"
+DIED = "its process died"
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep a run's or a sweep's folder for this process; another one may once this one has ended.
+
+    Raises ConfigError where another one has it.
+    """
+    lock = FileLock(folder / _LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        where = f" ({name})" if (name := _read(folder / "run.json").get("process")) else ""
+        raise ConfigError(
+            f"another process{where} is at work in {folder}: wait for its end, or give another "
+            "out_dir"
+        ) from None
+    try:
+        yield
+    finally:
+        (folder / _LOCK).unlink(missing_ok=True)
+        lock.release()
+
+
+def take_over(folder: Path) -> list[str]:
+    """Return the runs that ended without a word in a folder that is held, and their evaluations.
+
+    The files of the evaluations say from here on that they were killed; the folder's own one is to
+    be written by the caller.
+    """
+    own = _read(folder / "run.json")
+    left = list(own.get("unended", ()))
+    if own.get("status") == "RUNNING" and "run_id" in own:
+        left.append(own["run_id"])
+    for path in sorted(folder.glob("eval/*/run.json")):
+        row = _read(path)
+        if row.get("status") == "RUNNING":
+            left.append(row["run_id"])
+            write_status(path.parent, row | {"status": "KILLED", "error": DIED})
+    return left
+
+
+def running() -> dict[str, str]:
+    """Return the status of a run at which this process is at work."""
+    return {"status": "RUNNING", "process": f"{os.getpid()} on {socket.gethostname()}"}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return row
 
 
 def write_status(out_dir: Path, status: Mapping[str, object]) -> Path:

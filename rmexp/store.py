@@ -104,7 +104,7 @@ class Store(Generic[Value]):
                     made += len(new)
             if len(mine) < len(missing):
                 log.info("waiting for a process that makes %d of them", len(missing) - len(mine))
-                self.wait()
+                self.wait(missing)
                 known |= self.read()
         return known, made
 
@@ -132,11 +132,13 @@ class Store(Generic[Value]):
         """Say whether some process is computing values of this column."""
         return (self.folder / "claims").is_dir() and bool(self._claims())
 
-    def wait(self) -> None:
-        """Return when the processes that hold claims now have ended them."""
+    def wait(self, keys: Collection[str]) -> None:
+        """Return when the processes that hold claims on some of these keys now have ended them."""
+        wanted = set(keys)
         for claim in self._claims():
-            with FileLock(claim.with_suffix(".lock")):
-                pass
+            if not wanted.isdisjoint(_keys(claim)):
+                with FileLock(claim.with_suffix(".lock")):
+                    pass
 
     def _claims(self) -> list[Path]:
         """Return the claims of live processes; what others left behind is deleted."""

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from rmexp import jobs
+from rmexp.errors import ConfigError
 from rmexp.jobs import write_status
 
 if TYPE_CHECKING:
     from rmexp.tracking import Run
 
 _FILE, _STOP = "sweep.json", "stopped"
-_open: "tuple[Path, Run] | None" = None  # the sweep of this process, which is its parent
+_open: "tuple[Path, Run, ExitStack] | None" = None  # the sweep of this process, which is its parent
 
 
 def open_sweep(
@@ -39,14 +40,34 @@ def open_sweep(
     from rmexp.tracking import open_run
 
     global _open
+    held = ExitStack()
+    held.enter_context(jobs.hold(folder))
     tags = {"rmexp.command": f"{command} -m", "rmexp.overrides": " ".join(overrides)}
     words = [word for word in overrides if word.partition("=")[0] in varied]
     run = open_run(uri, experiment, " ".join(["sweep", *words])[:250], tags)
+    _end_left(folder, run)
     for name in (_STOP, jobs.LIST):  # of an earlier sweep in this folder
         (folder / name).unlink(missing_ok=True)
     found = {"run_id": run.run_id, "varied": list(varied)}
     (folder / _FILE).write_text(json.dumps(found) + "\n", encoding="utf-8")
-    _open = folder, run
+    _open = folder, run, held
+
+
+def _end_left(folder: Path, run: "Run") -> None:
+    """End the sweep and the jobs that were at work in this folder when their processes died."""
+    if (folder / _FILE).exists():
+        run.end_left(find_sweep(folder)[0])
+    for job in jobs.noted_jobs(folder).values():
+        try:
+            with jobs.hold(job):
+                left = jobs.take_over(job)
+                status = json.loads((job / "run.json").read_text(encoding="utf-8"))
+                if status["status"] == "RUNNING":
+                    write_status(job, status | {"status": "KILLED", "error": jobs.DIED})
+        except ConfigError:  # it goes on without its sweep
+            continue
+        for run_id in left:
+            run.end_left(run_id)
 
 
 def close_sweep(*, killed: bool = False, broken: bool = False) -> list[Path]:
@@ -58,11 +79,16 @@ def close_sweep(*, killed: bool = False, broken: bool = False) -> list[Path]:
     global _open
     if _open is None:
         return []
-    (folder, run), _open = _open, None
+    (folder, run, held), _open = _open, None
+    with held:
+        return _close(folder, run, killed, broken)
+
+
+def _close(folder: Path, run: "Run", killed: bool, broken: bool) -> list[Path]:
     for job in jobs.noted_jobs(folder).values():
         status = json.loads((job / "run.json").read_text(encoding="utf-8"))
         if status["status"] == "RUNNING":
-            write_status(job, status | {"status": "KILLED", "error": "its process died"})
+            write_status(job, status | {"status": "KILLED", "error": jobs.DIED})
             if "run_id" in status:
                 run.end(status["run_id"], "KILLED")
     done = jobs.read_jobs(folder)

@@ -38,7 +38,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from rmexp.configs import ROOT
 from rmexp.errors import ConfigError, RmexpError
-from rmexp.jobs import headline
+from rmexp.jobs import DIED, headline
 from rmexp.secrets import mask, redact
 from rmexp.signals import Killed, uninterrupted
 from rmexp.sources import make_cache
@@ -180,6 +180,16 @@ class Run:
                 self.client.set_terminated(run_id, status)
             except _ERRORS as lost:
                 log.warning("could not end the run %s (%s)", run_id, _first_line(lost))
+
+    def end_left(self, run_id: str) -> None:
+        """End a run whose process died, where it still says that it is running."""
+        try:
+            with uninterrupted():
+                if self.client.get_run(run_id).info.status == "RUNNING":
+                    self.client.set_tag(run_id, "rmexp.error", DIED)
+                    self.client.set_terminated(run_id, "KILLED")
+        except _ERRORS as lost:
+            log.warning("could not end the run %s (%s)", run_id, _first_line(lost))
 
     def where(self) -> str:
         """Say how to look at the run."""

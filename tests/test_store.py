@@ -79,7 +79,7 @@ def test_a_claim_leaves_the_rest_to_others(tmp_path: Path) -> None:
             assert rest == ["c"]
     with other.claim(["b", "c"]) as all_of_them:
         assert all_of_them == ["b", "c"]
-    other.wait()
+    other.wait(["a", "b"])
     assert [path.name for path in (one.folder / "claims").iterdir()] == ["all.lock"]
 
 
@@ -105,7 +105,7 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
                 assert mine == ["b"]
             if end_by_itself:
                 process.stdin.close()
-                store.wait()
+                store.wait(["a"])
                 assert store.read() == {"a": 1.0}
             else:
                 process.kill()
@@ -147,5 +147,12 @@ def test_filling_waits_for_what_another_makes(tmp_path: Path) -> None:
                 while "b" not in other.read():
                     time.sleep(0.01)
                 other.append([("a", 1.0)])
-            assert filled.result(timeout=30) == ({"a": 1.0, "b": 2.0}, 1)
+            assert filled.result() == ({"a": 1.0, "b": 2.0}, 1)
     assert asked == ["b"]
+
+
+def test_nobody_waits_for_what_he_does_not_need(tmp_path: Path) -> None:
+    """It would wait for ever: the other claim is held by this same thread."""
+    one, other = ScoreStore(tmp_path, IDENTITY), ScoreStore(tmp_path, IDENTITY)
+    with one.claim(["a", "b"]):
+        other.wait(["c"])

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from tiny import tiny_policy, tiny_scalar
 from rmexp import jobs, loading, sweeps
 from rmexp.benchmarks.toy import Toy
 from rmexp.bestofn import Point, kl, write
-from rmexp.jobs import Job
+from rmexp.jobs import Job, hold, note_job, running, write_status
 from rmexp.rewards import open_reward
 from rmexp.schema import Example, Message
 from rmexp.scoring import Settings, score
-from rmexp.tracking import MlflowClient
+from rmexp.tracking import MlflowClient, open_run
 
 
 class Place:
@@ -242,19 +243,34 @@ def test_a_killed_sweep_leaves_nothing_running(place: Place) -> None:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     with process:
-        for _ in range(600):
-            if list((place.top / "store").glob("*/*.jsonl")):
-                break
+        while not list((place.top / "store").glob("*/*.jsonl")):
             assert process.poll() is None
-            try:
-                process.wait(0.1)
-            except subprocess.TimeoutExpired:
-                continue
+            time.sleep(0.05)
         process.terminate()
-        assert process.wait(60) == 1
+        assert process.wait() == 1
     statuses = [run.info.status for run in place.runs()]
     assert len(statuses) >= 2
     assert set(statuses) == {"KILLED"}
+
+
+def test_a_sweep_that_died_is_ended_by_the_next_one_in_its_folder(place: Place) -> None:
+    """Its second job is none of the new sweep's; a third one is still at work."""
+    dead = [open_run(place.uri(), "sweeps", str(number), {}) for number in range(4)]
+    for number, run in enumerate(dead[:3]):
+        (place.top / "out" / str(number)).mkdir(parents=True)
+        found = {"run_id": run.run_id, "sweep": dead[3].run_id, **running()}
+        write_status(place.top / "out" / str(number), found)
+        note_job(place.top / "out", number, place.top / "out" / str(number))
+    found = {"run_id": dead[3].run_id, "varied": []}
+    (place.top / "out" / "sweep.json").write_text(json.dumps(found))
+    with hold(place.top / "out" / "2"):
+        place.run("-m", "model=one", "bench=toy", "bench.limit=1", "seed=0")
+    client = MlflowClient(tracking_uri=place.uri())
+    statuses = [client.get_run(run.run_id).info.status for run in dead]
+    assert statuses == ["KILLED", "KILLED", "RUNNING", "KILLED"]
+    with hold(place.top / "out"):
+        done = place.run("-m", "model=one", "bench=toy", "seed=0", code=1)
+    assert "another process is at work" in done.err
 
 
 def test_the_weights_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

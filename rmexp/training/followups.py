@@ -19,6 +19,7 @@ from rmexp.recorded import RecordedReward, left_out_note, lookup_shared
 from rmexp.rewards import ImplicitReward, ModelReward
 from rmexp.scoring import Settings
 from rmexp.secrets import mask, redact
+from rmexp.signals import Killed
 from rmexp.tables import plain
 from rmexp.tracking import Run, tracked_run
 
@@ -141,7 +142,8 @@ def follow(
                 key = partial(result_key, config)
                 metrics = evaluate(reward, wanted.benchmark, settings, folder, child, key)
             except BaseException as error:
-                write_status(folder, {**ids, "status": "FAILED", "error": redact(str(error))})
+                ended = "KILLED" if isinstance(error, Killed) else "FAILED"
+                write_status(folder, {**ids, "status": ended, "error": redact(str(error))})
                 raise
             child.keep(folder / "config.yaml", write_status(folder, {**ids, "status": "FINISHED"}))
             child.log_kept()

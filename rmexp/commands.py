@@ -181,7 +181,7 @@ def _run(
 def _go_on(config: DictConfig, folder: Path) -> str:
     """Say how a command that was interrupted goes on; `folder` is its own, or its sweep's."""
     if "resume" not in config:
-        return "run the command again, it goes on from there"
+        return "run the command again, what was scored is kept"
     return f"run the command again with resume=true out_dir={folder}, it goes on from there"
 
 

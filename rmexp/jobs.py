@@ -13,8 +13,20 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rmexp import tables
-from rmexp.errors import ConfigError
+from rmexp.errors import ConfigError, DataError
+from rmexp.outside import known, parse_json, read_json
 
+# What is read of a run.json.
+_STATUS = {
+    "status": str,
+    "run_id": str,
+    "error": str | None,
+    "headline": str | None,
+    "overrides": list[str],
+    "skipped": bool,
+    "unended": list[str],
+    "process": str,
+}
 LIST = "jobs.jsonl"  # a sweep's jobs and their folders
 _LOCK = ".lock"
 DIED = "its process died"
@@ -66,10 +78,7 @@ def running() -> dict[str, str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return row
+    return read_status(path.parent) if path.exists() else {}
 
 
 def write_status(out_dir: Path, status: Mapping[str, object]) -> Path:
@@ -124,16 +133,34 @@ def noted_jobs(sweep: Path) -> dict[int, Path]:
     """Return the folders of the jobs that began, by number."""
     if not (sweep / LIST).exists():
         return {}
-    lines = (sweep / LIST).read_text(encoding="utf-8").splitlines()
-    noted = {row["number"]: Path(row["folder"]) for row in map(json.loads, lines)}
+    noted: dict[int, Path] = {}
+    for line in (sweep / LIST).read_text(encoding="utf-8").splitlines():
+        try:
+            row = known(dict(parse_json(line)), {"number": int, "folder": str}, str(sweep / LIST))
+            noted[row["number"]] = Path(row["folder"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{sweep / LIST} is damaged: run the sweep in a new folder") from error
     return dict(sorted(noted.items()))
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """Return what a job left in its `run.json`; raise DataError for what no job leaves there."""
+    path = folder / "run.json"
+    status = read_json(path, "remove it, or run the job again")
+    known({name: status[name] for name in _STATUS if name in status}, _STATUS, str(path))
+    if "status" not in status:
+        raise DataError(f"{path} has no status: remove it, or run the job again")
+    return status
 
 
 def read_jobs(sweep: Path) -> list[Job]:
     """Return the jobs of a sweep, by number."""
     jobs = []
     for number, folder in noted_jobs(sweep).items():
-        row: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        try:
+            row = read_status(folder)
+        except DataError as error:
+            row = {"status": "FAILED", "error": str(error)}
         result = row.get("error") or row.get("headline") or ""
         if row.get("skipped"):
             result = f"{result} (done before)"

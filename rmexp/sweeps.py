@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from rmexp import jobs
-from rmexp.errors import ConfigError
+from rmexp.errors import ConfigError, DataError
 from rmexp.jobs import write_status
+from rmexp.outside import known, read_json
 
 if TYPE_CHECKING:
     from rmexp.tracking import Run
@@ -61,7 +62,7 @@ def _end_left(folder: Path, run: "Run") -> None:
         try:
             with jobs.hold(job):
                 left = jobs.take_over(job)
-                status = json.loads((job / "run.json").read_text(encoding="utf-8"))
+                status = jobs.read_status(job)
                 if status["status"] == "RUNNING":
                     write_status(job, status | {"status": "KILLED", "error": jobs.DIED})
         except ConfigError:  # it goes on without its sweep
@@ -86,7 +87,10 @@ def close_sweep(*, killed: bool = False, broken: bool = False) -> list[Path]:
 
 def _close(folder: Path, run: "Run", killed: bool, broken: bool) -> list[Path]:
     for job in jobs.noted_jobs(folder).values():
-        status = json.loads((job / "run.json").read_text(encoding="utf-8"))
+        try:
+            status = jobs.read_status(job)
+        except DataError:  # the table of the jobs says so
+            continue
         if status["status"] == "RUNNING":
             write_status(job, status | {"status": "KILLED", "error": jobs.DIED})
             if "run_id" in status:
@@ -147,8 +151,12 @@ def _curves(folder: Path, done: Sequence[jobs.Job]) -> list[Path]:
 
 def find_sweep(folder: Path) -> tuple[str, list[str]]:
     """Return the parent run of the sweep in a folder, and the settings in which its jobs differ."""
-    found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    return str(found["run_id"]), list(found["varied"])
+    path = folder / _FILE
+    keys = {"run_id": str, "varied": list[str]}
+    found = known(read_json(path, "start the sweep again"), keys, str(path))
+    if lacking := [key for key in keys if key not in found]:
+        raise DataError(f"{path} has no {lacking[0]}: start the sweep again")
+    return found["run_id"], found["varied"]
 
 
 def child_name(name: str, status: Mapping[str, object]) -> str:

@@ -13,10 +13,12 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.utils import get_class
 
+from rmexp import jobs
 from rmexp.configs import ROOT, benchmark_config, benchmarks, rebuild
 from rmexp.correlation.compare import read_run
 from rmexp.errors import ConfigError, DataError, RmexpError
 from rmexp.outside import known, parameters, parse_json, read_checkpoint, read_json, read_yaml
+from rmexp.sweeps import find_sweep
 
 
 @pytest.mark.parametrize(
@@ -222,8 +224,7 @@ READ_ELSEWHERE = {
     ("formats.py", "jsontext.loads"): "as in rows.py",
     ("rows.py", "ast.literal_eval"): "messages in Python's form: it makes plain values alone",
     ("rendering.py", "json.loads"): "what the project's own process for templates answers",
-    ("jobs.py", "json.loads"): "what the project's own jobs wrote",
-    ("sweeps.py", "json.loads"): "as in jobs.py",
+    ("commands.py", "OmegaConf.load"): "the multirun.yaml that Hydra has just written",
     ("configs.py", "instantiate"): "of what Hydra composed from conf/ and the command's words",
     ("configs.py", "get_class"): "of a target that stands in conf/ or in --config-dir",
     ("leaderboard.py", "hydra.utils.get_class"): "as in configs.py",
@@ -254,3 +255,39 @@ def test_no_code_of_a_model_folder_runs_unasked():
                 assert not literal or node.value.value is safe, f"{path}:{node.value.lineno}"
                 seen += 1
     assert seen >= 3
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[]", "holds no JSON object"),
+        ('{"status": 1}', "has status: 1, which is no value for it"),
+        ('{"status": "FINISHED", "overrides": "a"}', "has overrides: 'a', which is no value"),
+        ('{"status": "FINISHED", "headline": {"_target_": "os.getcwd"}}', "headline._target_"),
+        ("{}", "has no status: remove it, or run the job again"),
+        ('{"status": "FINISHED", "status": "FAILED"}', "the key 'status' stands twice"),
+    ],
+)
+def test_a_job_s_file_of_another_kind_is_a_failed_job(tmp_path, content, reason):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "run.json").write_text(content)
+    jobs.note_job(tmp_path, 0, tmp_path / "0")
+    (job,) = jobs.read_jobs(tmp_path)
+    assert job.failed
+    assert reason in job.result
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"run_id": 1, "varied": []}', "has run_id: 1, which is no value for it"),
+        ('{"run_id": "a", "varied": "model"}', "has varied: 'model', which is no value for it"),
+        ('{"run_id": "a", "varied": [], "then": "x"}', "has the key then, which is not known"),
+        ('{"run_id": "a"}', "has no varied: start the sweep again"),
+        ("sweep", "holds no JSON object"),
+    ],
+)
+def test_a_sweep_s_file_of_another_kind_is_refused(tmp_path, content, reason):
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(DataError, match=reason):
+        find_sweep(tmp_path)

@@ -121,7 +121,7 @@ def test_another_table_is_refused(tmp_path, text):
 
 def test_jobs_gains_and_curves_keep_any_name(tmp_path, capsys):
     done = [
-        Job(at, (f"bench.include={what}",), "FAILED", "id", error)
+        Job(tmp_path, at, (f"bench.include={what}",), "FAILED", "id", error)
         for at, (what, error) in enumerate([("[a]", "holds [/INST]"), ("[x]", "=cmd|'x'!A0")])
     ]
     jobs.show(done)

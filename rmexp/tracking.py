@@ -400,13 +400,13 @@ def fetch_model(uri: str, model_uri: str, folder: Path) -> Path:
         own = _copy_of(folder, uri, model_uri)
         if own.exists():
             return own
-        pinned, settled = _pinned(client, model_uri)
+        pinned, place, settled = _pinned(client, model_uri)
         own = _copy_of(folder, uri, pinned)
         with FileLock(f"{own}.lock"), tempfile.TemporaryDirectory(dir=folder) as draft:
             if own.exists():
                 return own
             made = mlflow.artifacts.download_artifacts(
-                pinned, dst_path=f"{draft}/new", tracking_uri=uri, registry_uri=uri
+                place, dst_path=f"{draft}/new", tracking_uri=uri, registry_uri=uri
             )
             if not settled:
                 own = _copy_of(folder, uri, pinned, _content(Path(made)))
@@ -427,20 +427,24 @@ def _copy_of(folder: Path, *names: str) -> Path:
     return folder / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def _pinned(client: MlflowClient, model_uri: str) -> tuple[str, bool]:
-    """Return the address with an alias or a stage replaced by its version, and if it is settled."""
+def _pinned(client: MlflowClient, model_uri: str) -> tuple[str, str, bool]:
+    """Return the address with its version, where the files lie, and if they are settled.
+
+    MLflow itself would look for a registered model in the registry of the whole process.
+    """
     if model_uri.startswith("runs:/"):
         run_id: str | None = model_uri.removeprefix("runs:/").partition("/")[0]
-        pinned = model_uri
+        pinned = place = model_uri
     else:
         name, *version = get_model_name_and_version(client, model_uri)  # type: ignore[no-untyped-call]
         if not version:
             status = client.get_logged_model(name).status
-            return model_uri, status is LoggedModelStatus.READY
+            return model_uri, model_uri, status is LoggedModelStatus.READY
         pinned = f"models:/{name}/{version[0]}"
+        place = client.get_model_version_download_uri(name, version[0])
         run_id = client.get_model_version(name, version[0]).run_id
     # A model is registered a moment before its run has logged the files.
-    return pinned, not run_id or client.get_run(run_id).info.status == "FINISHED"
+    return pinned, place, not run_id or client.get_run(run_id).info.status == "FINISHED"
 
 
 def _content(folder: Path) -> str:

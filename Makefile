@@ -18,10 +18,10 @@ help: ## List the targets
 setup: $(STAMP) ## Install everything into .venv, at the versions in constraints.txt
 
 model: $(STAMP) ## Fetch the embedded model into the user's cache, once (92 MB)
-	@$(BIN)/python -m rmexp.embedded
+	@$(BIN)/python -m rmexp.models.embedded
 
 models: $(STAMP) ## Print the catalogue of models with their published scores
-	@$(BIN)/python -m rmexp.catalogue
+	@$(BIN)/python -m rmexp.models.catalogue
 
 demo: model ## Train the embedded model by BT and DPO, and compare them with it (some minutes)
 	@$(BIN)/python train_rm.py experiment=demo
@@ -42,10 +42,11 @@ bench: model ## Measure speed against the field's tools (DATA=FOLDER; ARGS='--pa
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trl]'
 	@$(BIN)/python tests/speed/bench.py '$(DATA)' $(ARGS)
 
-lint: $(STAMP) ## Check style and types
+lint: $(STAMP) ## Check style, types, and that folders import downward only
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 format: $(STAMP) ## Mend what ruff can mend
 	@$(BIN)/ruff check --fix

@@ -11,9 +11,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from rmexp.commands import launch, run_command
-from rmexp.configs import build, rebuild, result_key
+from rmexp.cli.commands import launch, run_command
+from rmexp.cli.configs import build, rebuild
 from rmexp.errors import ConfigError
+from rmexp.tracking.identity import result_key
 
 
 def correlate(config: dict[str, Any], out_dir: Path, run: Any) -> str:
@@ -27,7 +28,7 @@ def correlate(config: dict[str, Any], out_dir: Path, run: Any) -> str:
         return made
 
     if config["compare"] is not None:
-        from rmexp.correlation.compare import read_run, run_comparison
+        from rmexp.evaluation.compare import read_run, run_comparison
 
         if not isinstance(config["compare"], list) or len(config["compare"]) != 2:
             raise ConfigError(f"compare={config['compare']}: give two runs, compare=[RUN,RUN]")

@@ -9,16 +9,17 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from rmexp.commands import launch, run_command
-from rmexp.configs import build, folder, result_key, whole
+from rmexp.cli.commands import launch, run_command
+from rmexp.cli.configs import build, folder, whole
+from rmexp.tracking.identity import result_key
 
 
 def evaluate(config: dict[str, Any], out_dir: Path, run: Any) -> str:
     """Evaluate `config["model"]` on `config["bench"]`."""
-    from rmexp.chat import check_on_overlength
-    from rmexp.evaluate import evaluate
-    from rmexp.jobs import headline
-    from rmexp.scoring import Settings
+    from rmexp.evaluation.evaluate import evaluate
+    from rmexp.metrics import headline
+    from rmexp.models.chat import check_on_overlength
+    from rmexp.scoring.scoring import Settings
 
     settings = Settings(
         folder(config, "store_dir"),
@@ -38,7 +39,7 @@ def evaluate(config: dict[str, Any], out_dir: Path, run: Any) -> str:
 
     model = dict(config["model"])
     if uri := model.pop("uri", None):
-        from rmexp.tracking import fetch_model
+        from rmexp.tracking.runs import fetch_model
 
         model["path"] = str(
             fetch_model(config["tracking"]["uri"], uri, settings.store_dir / "downloaded")

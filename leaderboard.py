@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from rmexp.commands import launch, run_command
-from rmexp.configs import benchmark_config, benchmarks, given
+from rmexp.cli.commands import launch, run_command
+from rmexp.cli.configs import benchmark_config, benchmarks, given
 from rmexp.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rmexp.leaderboard import Board
+    from rmexp.evaluation.leaderboard import Board
 
 _NOTE_LENGTH = 7500  # characters of a table on the run's page, which MLflow limits
 
@@ -32,8 +32,8 @@ def boards(config: dict[str, Any]) -> "dict[str, Board]":
 
     Raises ConfigError where the experiment has neither.
     """
-    from rmexp.leaderboard import make_board
-    from rmexp.tracked import every_evaluation
+    from rmexp.evaluation.leaderboard import make_board
+    from rmexp.tracking.tracked import every_evaluation
 
     names = headlines()
     uri, experiment = (given(config["tracking"], name) for name in ("uri", "experiment"))
@@ -54,7 +54,7 @@ def boards(config: dict[str, Any]) -> "dict[str, Board]":
 
 def write(boards: "dict[str, Board]", experiment: str, out_dir: Path, run: Any) -> str:
     """Write the page and the Markdown, show the latter on the run's page, and count the lines."""
-    from rmexp.leaderboard_page import to_html, to_markdown
+    from rmexp.evaluation.leaderboard_page import to_html, to_markdown
 
     counts = ", ".join(f"{len(board.lines)} {name.lower()}" for name, board in boards.items())
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -14,18 +14,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from rmexp.commands import launch, run_command
-from rmexp.configs import benchmark_config, benchmarks, build, folder, resolve, result_key, whole
+from rmexp.cli.commands import launch, run_command
+from rmexp.cli.configs import benchmark_config, benchmarks, build, folder, resolve, whole
+from rmexp.cli.sweeps import child_name, find_sweep
 from rmexp.errors import ConfigError
-from rmexp.sweeps import child_name, find_sweep
+from rmexp.tracking.identity import result_key
 from rmexp.training.world import rank, together
 
 
 def train(config: dict[str, Any], out_dir: Path, run: Any) -> str:
     """Train `config["model"]` on `config["data"]`, then evaluate it as `eval_after` says."""
-    from rmexp.chat import check_on_overlength
-    from rmexp.scoring import Settings
-    from rmexp.training import followups
+    from rmexp.evaluation import followups
+    from rmexp.models.chat import check_on_overlength
+    from rmexp.scoring.scoring import Settings
     from rmexp.training.options import check_options, make_trainer
     from rmexp.training.recipe import read_recipe
     from rmexp.training.train import train
@@ -78,12 +79,12 @@ def train(config: dict[str, Any], out_dir: Path, run: Any) -> str:
 
 def _start(config: Mapping[str, Any], store_dir: Path, dtype: str) -> Any:
     """Open the model to start from, to be trained in `dtype`, and a reference that is given."""
-    from rmexp.rewards import ImplicitReward, ScalarReward
+    from rmexp.scoring.rewards import ImplicitReward, ScalarReward
     from rmexp.training.recipe import Start
 
     model = dict(config["model"])
     if uri := model.pop("uri", None):
-        from rmexp.tracking import fetch_model
+        from rmexp.tracking.runs import fetch_model
 
         model["path"] = str(fetch_model(config["tracking"]["uri"], uri, store_dir / "downloaded"))
     given = (model.get("reference") or {}).get("path")

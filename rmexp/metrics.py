@@ -7,7 +7,7 @@ n and an interval. Nothing here does I/O.
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rmexp.schema import ScoredExample
@@ -123,3 +123,19 @@ def won(row: ScoredExample) -> float:
     if row.verdicts is not None:
         return math.prod(share for shares in row.verdicts for share in shares)
     return wins(row.chosen, row.rejected)
+
+
+def headline(metrics: Mapping[str, float], name: str) -> str:
+    """Write a metric, with n and interval where they are known.
+
+    As in `rmb/overall 0.61 (0.58 to 0.64, n 2,109)`.
+    """
+    name = name if name in metrics else f"{name}/partial"
+    if name not in metrics:
+        return ""
+    if f"{name}/n" not in metrics:
+        return f"{name} {metrics[name]:.3f}"
+    text = f"n {metrics[f'{name}/n']:,.0f}"
+    if f"{name}/low" in metrics:
+        text = f"{metrics[f'{name}/low']:.3f} to {metrics[f'{name}/high']:.3f}, {text}"
+    return f"{name} {metrics[name]:.3f} ({text})"

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rmexp.judges.llm import Answer, ChatJudge, Done, Question, Sampling
+from rmexp.judges.engine import Answer, Done, Question, Sampling
+from rmexp.judges.llm import ChatJudge
 from rmexp.judges.prompts import open_prompts
-from rmexp.scoring import Settings
+from rmexp.scoring.scoring import Settings
 
 _SHOWN = re.compile(r"<(answer\w*)>\n(.*?)\n</\1>", re.DOTALL)
 

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from rmexp import commands, secrets
-from rmexp.tracking import MlflowClient
+from rmexp import secrets
+from rmexp.cli import commands
+from rmexp.tracking.runs import MlflowClient
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from rmexp.benchmarks import Benchmark
 from rmexp.schema import Dataset, Example, ScoredExample, scored_example
-from rmexp.stats import Estimate, intervals
+from rmexp.stats.intervals import Estimate, intervals
 
 
 def write_lines(path: Path, rows: Iterable[object]) -> Path:

@@ -14,14 +14,14 @@ from torch.nn.functional import relu, selu, softmax
 from transformers import Gemma2Config, Gemma2Model, LlamaConfig, LlamaModel, MistralConfig
 from transformers import MistralModel as Mistral
 
-from rmexp.adapters import ADAPTERS, find_adapter
-from rmexp.chat import Encoded
-from rmexp.checkpoints import Checkpoint, find_checkpoint
 from rmexp.errors import ConfigError, ScoreError
-from rmexp.forward import scalar_reader, scalar_rewards
-from rmexp.loading import load_scalar
-from rmexp.plan import Fork
-from rmexp.rewards import Column, open_reward
+from rmexp.models.adapters import ADAPTERS, find_adapter
+from rmexp.models.chat import Encoded
+from rmexp.models.checkpoints import Checkpoint, find_checkpoint
+from rmexp.models.forks import Fork
+from rmexp.models.forward import scalar_reader, scalar_rewards
+from rmexp.models.loading import load_scalar
+from rmexp.scoring.rewards import Column, open_reward
 
 WIDTH, HIDDEN, OBJECTIVES, QUANTILES = 16, 8, 5, 3
 LLAMA_GATE = (128009, 128006, 78191, 128007, 271)

@@ -7,12 +7,12 @@ import torch
 import transformers
 from transformers import AutoModel, AutoModelForCausalLM
 
-from rmexp import backbone
-from rmexp.backbone import enable_packing, exact_length, hidden_states, token_budget
-from rmexp.chat import Encoded
-from rmexp.forward import logps_reader
-from rmexp.packing import NAME, Packing, attention
-from rmexp.plan import Fork, find_forks
+from rmexp.models import backbone
+from rmexp.models.backbone import enable_packing, exact_length, hidden_states, token_budget
+from rmexp.models.chat import Encoded
+from rmexp.models.forks import Fork, find_forks
+from rmexp.models.forward import logps_reader
+from rmexp.models.packing import NAME, Packing, attention
 
 SIZES = {
     "vocab_size": 97,

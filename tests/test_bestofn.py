@@ -5,17 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmexp.bestofn import (
-    Point,
-    expected_best,
-    kl,
-    points,
-    read,
-    shown,
-    winner_rates,
-    write,
-)
-from rmexp.stats import Estimate
+from rmexp.stats.bestofn import Point, expected_best, kl, points, read, shown, winner_rates, write
+from rmexp.stats.intervals import Estimate
 
 NAN = math.nan
 

@@ -6,11 +6,11 @@ from scipy import stats
 from scored_rows import check_pure, estimate, reward_all, values, write_json, write_lines
 
 from rmexp.benchmarks.bon100 import BestOf100, ranked
-from rmexp.bestofn import expected_best
+from rmexp.data.rows import Row
 from rmexp.errors import ConfigError, DataError
-from rmexp.rows import Row
 from rmexp.schema import Example, Message, ScoredExample, fingerprint
-from rmexp.stats import intervals
+from rmexp.stats.bestofn import expected_best
+from rmexp.stats.intervals import intervals
 
 NAN = math.nan
 BENCH = BestOf100()
@@ -252,7 +252,7 @@ def test_the_hub(monkeypatch):
         asked.append((name, split, revision))
         return [Row(record([1, 2]), "", "row 0")]
 
-    monkeypatch.setattr("rmexp.benchmarks.common.hub_rows", rows)
+    monkeypatch.setattr("rmexp.data.selection.hub_rows", rows)
     assert len(BestOf100(revision="v1").load().examples) == 1
     assert asked == [("andrewsiah/rewarded-Mistral-RM-for-RAFT-GSHF-v0", "train", "v1")]
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from rmexp.catalogue import MODELS, NOT_MODELS, PUBLISHED, SOURCES, catalogue, legend
 from rmexp.errors import ConfigError
+from rmexp.models.catalogue import MODELS, NOT_MODELS, PUBLISHED, SOURCES, catalogue, legend
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_every_mark_has_one_meaning_that_is_explained():
 
 def test_it_runs_as_a_module_at_any_width(models):
     done = subprocess.run(
-        [sys.executable, "-m", "rmexp.catalogue"],
+        [sys.executable, "-m", "rmexp.models.catalogue"],
         capture_output=True,
         text=True,
         env={"COLUMNS": "40", "PATH": ""},

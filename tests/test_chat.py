@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from rmexp.chat import Chat, check_on_overlength
 from rmexp.errors import ConfigError, DataError
+from rmexp.models.chat import Chat, check_on_overlength
 from rmexp.schema import Message
 
 PROMPT = (Message("user", "Is 7 prime?"),)

@@ -25,16 +25,18 @@ from scored_rows import write_lines
 from test_tracking import fresh_database
 from tiny import tiny_policy, tiny_scalar
 
-from rmexp import commands, configs, evaluate, tracking
 from rmexp.benchmarks.toy import Toy
-from rmexp.checkpoints import find_checkpoint
+from rmexp.cli import commands, configs
 from rmexp.errors import ConfigError
-from rmexp.jobs import hold, running, write_status
-from rmexp.rewards import open_reward
+from rmexp.evaluation import evaluate
+from rmexp.models.checkpoints import find_checkpoint
 from rmexp.schema import fingerprint
-from rmexp.scoring import Settings, score
-from rmexp.store import ScoreStore
-from rmexp.tracking import MlflowClient, open_run
+from rmexp.scoring.rewards import open_reward
+from rmexp.scoring.scoring import Settings, score
+from rmexp.scoring.store import ScoreStore
+from rmexp.tracking import runs as tracking
+from rmexp.tracking.run_folder import hold, running, write_status
+from rmexp.tracking.runs import MlflowClient, open_run
 
 # What may differ between a run that was interrupted and one that was not.
 HOW_IT_WENT = {

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmexp import comparison, figures
-from rmexp.comparison import Row, compare, gather, markdown, read, table, write
+from rmexp.evaluation import comparison, figures
+from rmexp.evaluation.comparison import compare, gather, markdown, read, table, write
+from rmexp.evaluation.gains import Row
 from rmexp.metrics import mean, wins
 from rmexp.schema import ScoredExample
 
@@ -50,7 +51,7 @@ def test_gains_by_hand():
 
 
 def test_the_interval_is_that_of_the_evaluation():
-    from rmexp.stats import intervals
+    from rmexp.stats.intervals import intervals
 
     (row, _) = compare({"old": START}, None, "held", metrics, 3)
     (estimate, _) = intervals(metrics(START), START, np.random.default_rng(3))

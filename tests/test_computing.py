@@ -11,13 +11,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import tiny_scalar
 
-from rmexp.chat import Chat, Encoded
 from rmexp.errors import ConfigError, ScoreError
-from rmexp.plan import count_tokens, find_forks, shares
-from rmexp.rewards import Column, open_reward
+from rmexp.models.chat import Chat, Encoded
+from rmexp.models.forks import count_tokens, find_forks
 from rmexp.schema import Example, Message
-from rmexp.scoring import Settings, score
-from rmexp.store import ScoreStore
+from rmexp.scoring.plan import shares
+from rmexp.scoring.rewards import Column, open_reward
+from rmexp.scoring.scoring import Settings, score
+from rmexp.scoring.store import ScoreStore
 
 
 def examples(prompts: int, responses: int) -> list[Example]:

@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 
-from rmexp import configs  # noqa: F401  registers the resolvers
 from rmexp.benchmarks import rewardbench, rewardbench2, rmbench, toy
-from rmexp.catalogue import NOT_MODELS
+from rmexp.cli import configs  # noqa: F401  registers the resolvers
+from rmexp.models.catalogue import NOT_MODELS
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # The groups, each with a command that has it.

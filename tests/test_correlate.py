@@ -13,11 +13,11 @@ from scored_rows import write_lines
 from test_tracking import fresh_database
 
 from rmexp.benchmarks.toy import Toy
-from rmexp.configs import ROOT
 from rmexp.correlation import correlate
 from rmexp.correlation.tables import Row
-from rmexp.tracked import log_policy
-from rmexp.tracking import MlflowClient, tracked_run
+from rmexp.correlation.tracked import log_policy
+from rmexp.files import ROOT
+from rmexp.tracking.runs import MlflowClient, tracked_run
 
 PUBLISHED = ROOT / "rmexp" / "published"
 NUMBERS = ("pearson", "spearman", "kendall")

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from rmexp.correlation.coefficients import Points
 from rmexp.correlation.correlations import Correlation, correlate
 from rmexp.correlation.figures import matrix, ranks, scatter
+from rmexp.stats.coefficients import Points
 
 
 def points(names, width=1, seed=0):

@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rmexp.correlation.coefficients import COEFFICIENTS, Points, coefficients
-from rmexp.correlation.correlations import (
-    correlate,
-    difference,
-    refusal,
-    remarks,
-)
+from rmexp.correlation.correlations import correlate, difference, refusal, remarks
 from rmexp.errors import DataError
+from rmexp.stats.coefficients import COEFFICIENTS, Points, coefficients
 
 
 def points(x, y, standardised=False):

@@ -9,9 +9,9 @@ import torch
 from scored_rows import write_lines
 from tiny import THINKING, tiny_tokenizer
 
-from rmexp import toy
-from rmexp.chat import Chat, Encoded
+from rmexp.data import toy
 from rmexp.errors import ConfigError, DataError
+from rmexp.models.chat import Chat, Encoded
 from rmexp.schema import Example, Message, prompt_key
 from rmexp.training.batches import Batches, Pair, encode_pairs
 from rmexp.training.data import PreferencePairs, RecordedPairs, ToyPairs, split_by_prompt

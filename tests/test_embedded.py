@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rmexp import embedded
 from rmexp.errors import ConfigError
+from rmexp.models import embedded
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, member: str, content: bytes) -> list[Path]:
@@ -99,7 +99,7 @@ def test_the_second_call_loads_nothing(tmp_path):
     folder.mkdir(parents=True)
     script = (
         "import sys\n"
-        "from rmexp.embedded import smollm2\n"
+        "from rmexp.models.embedded import smollm2\n"
         "print(smollm2())\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])\n"
     )

@@ -22,8 +22,8 @@ from chat_stub import by_length, shown
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.judges import endpoint
 from rmexp.judges.endpoint import Endpoint
-from rmexp.judges.llm import TOO_LONG, Answer, Question, Sampling
-from rmexp.scoring import Settings
+from rmexp.judges.engine import TOO_LONG, Answer, Question, Sampling
+from rmexp.scoring.scoring import Settings
 
 GREEDY = Sampling(0.0, 1.0, 16, None)
 KEY = "sk-very-secret"

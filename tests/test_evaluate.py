@@ -15,11 +15,11 @@ from rmexp.benchmarks.bon100 import BestOf100
 from rmexp.benchmarks.preference import Preference
 from rmexp.benchmarks.rmbench import RMBench
 from rmexp.errors import DataError
-from rmexp.evaluate import evaluate
-from rmexp.evaluate import write_lines as write_lines_of_a_run
-from rmexp.recorded import RecordedReward
-from rmexp.rewards import open_reward
-from rmexp.scoring import Settings
+from rmexp.evaluation.evaluate import evaluate
+from rmexp.evaluation.evaluate import write_lines as write_lines_of_a_run
+from rmexp.scoring.recorded import RecordedReward
+from rmexp.scoring.rewards import open_reward
+from rmexp.scoring.scoring import Settings
 
 
 def run_of(sent: dict[str, Any]) -> Any:

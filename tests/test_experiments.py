@@ -10,8 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from scored_rows import write_lines
 
-from rmexp.configs import build, resolve
-from rmexp.training import followups
+from rmexp.cli.configs import build, resolve
+from rmexp.evaluation import followups
 from rmexp.training.recipe import Recipe
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

@@ -3,9 +3,9 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from rmexp.bestofn import HIGHEST, Point, kl
-from rmexp.figures import bars, curves, heat_maps, style_bias
-from rmexp.stats import Estimate
+from rmexp.stats.bestofn import HIGHEST, Point, kl
+from rmexp.stats.figures import bars, curves, heat_maps, style_bias
+from rmexp.stats.intervals import Estimate
 
 
 def texts(figure: Figure) -> list[str]:

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_encoder, tiny_policy, tiny_scalar, tiny_tokenizer
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from rmexp.chat import Encoded
-from rmexp.checkpoints import find_checkpoint
 from rmexp.errors import ConfigError, RmexpError
-from rmexp.rewards import ImplicitReward, open_reward
+from rmexp.models.chat import Encoded
+from rmexp.models.checkpoints import find_checkpoint
 from rmexp.schema import Example, Message
-from rmexp.scoring import Settings, score
+from rmexp.scoring.rewards import ImplicitReward, open_reward
+from rmexp.scoring.scoring import Settings, score
 from rmexp.training.starts import load_classifier
 
 INDEX = "model.safetensors.index.json"

@@ -7,9 +7,9 @@ import pytest
 from test_tracked import evaluated
 from test_tracking import fresh_database
 
-from rmexp.leaderboard import make_board
-from rmexp.tracked import Evaluation, Measured
-from rmexp.tracking import MlflowClient, fetch_files, finished_runs
+from rmexp.evaluation.leaderboard import make_board
+from rmexp.tracking.runs import MlflowClient, fetch_files, finished_runs
+from rmexp.tracking.tracked import Evaluation, Measured
 
 HEADLINES = ("rmb/overall", "rmbench/overall", "toy/overall")
 
@@ -156,7 +156,7 @@ def command(project_root, tmp_path, tmp_path_factory, monkeypatch):
         handlers, level = logging.root.handlers[:], logging.root.level
         words = [f"tracking.uri={uri}", f"out_dir={tmp_path}/out", *overrides]
         monkeypatch.setattr(sys, "argv", ["leaderboard.py", *words])
-        monkeypatch.setattr("rmexp.commands._failed", [])
+        monkeypatch.setattr("rmexp.cli.commands._failed", [])
         with pytest.raises(SystemExit) as end:
             runpy.run_path("leaderboard.py", run_name="__main__")
         for handler in logging.root.handlers:

@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 import pytest
 from test_leaderboard import one
 
-from rmexp.leaderboard import make_board
-from rmexp.leaderboard_page import to_html, to_markdown
-from rmexp.tracked import Evaluation, Measured
+from rmexp.evaluation.leaderboard import make_board
+from rmexp.evaluation.leaderboard_page import to_html, to_markdown
+from rmexp.tracking.tracked import Evaluation, Measured
 
 HEADLINES = ("rmb/overall", "toy/overall")
 EVIL = "<script>x</script> \"&' |a*b_c|\n_d_"

@@ -5,9 +5,9 @@ import pytest
 from scipy import stats
 from scored_rows import row
 
-from rmexp.lengths import length_metrics, tau_b
 from rmexp.schema import Example, Message, ScoredExample, scored_example
-from rmexp.stats import intervals
+from rmexp.stats.intervals import intervals
+from rmexp.stats.lengths import length_metrics, tau_b
 
 NAN = math.nan
 CORRELATION, LONGER, SHORTER = (

@@ -10,12 +10,13 @@ from tiny import END, tiny_policy
 from transformers import AutoModelForCausalLM
 
 from rmexp.errors import ConfigError
+from rmexp.judges.engine import TOO_LONG, Answer, Question, Sampling
 from rmexp.judges.generation import generate, load_generator
-from rmexp.judges.llm import TOO_LONG, Answer, Question, Sampling, open_judge
+from rmexp.judges.llm import open_judge
 from rmexp.judges.local import Local, open_local
 from rmexp.judges.verdicts import judge_examples
 from rmexp.schema import Dataset, Example, Message
-from rmexp.scoring import Settings
+from rmexp.scoring.scoring import Settings
 
 GREEDY = Sampling(0.0, 1.0, 12, None)
 DRAWN = Sampling(1.0, 1.0, 12, 0)

@@ -12,7 +12,7 @@ from training import OBJECTIVES, encoded, fit, module, quiet_trainer, start, toy
 
 from rmexp.errors import ScoreError
 from rmexp.metrics import wins
-from rmexp.scoring import Settings, score
+from rmexp.scoring.scoring import Settings, score
 from rmexp.training.batches import Batches
 from rmexp.training.objectives import DPO, BradleyTerry
 

@@ -121,7 +121,11 @@ def test_callbacks_and_loggers_are_added_to_ours(tmp_path: Path) -> None:
         ({"devices": "x"}, "cannot be made"),
         ({"max_time": "abc"}, "cannot be made"),
         ({"profiler": "nope"}, "cannot be made"),
-        ({"precision": "16-mixed", "strategy": Sharded(), "devices": 2}, "cannot be made"),
+        pytest.param(
+            {"precision": "16-mixed", "strategy": Sharded(), "devices": 2},
+            "cannot be made",
+            id="16-mixed with fsdp",
+        ),
     ],
     ids=str,
 )

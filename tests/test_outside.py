@@ -13,12 +13,13 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.utils import get_class
 
-from rmexp import jobs
-from rmexp.configs import ROOT, benchmark_config, benchmarks, rebuild
-from rmexp.correlation.compare import read_run
+from rmexp.cli import jobs
+from rmexp.cli.configs import benchmark_config, benchmarks, rebuild
+from rmexp.cli.sweeps import find_sweep
 from rmexp.errors import ConfigError, DataError, RmexpError
+from rmexp.evaluation.compare import read_run
+from rmexp.files import ROOT
 from rmexp.outside import known, parameters, parse_json, read_checkpoint, read_json, read_yaml
-from rmexp.sweeps import find_sweep
 
 
 @pytest.mark.parametrize(

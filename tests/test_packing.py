@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rmexp import packing
-from rmexp.packing import Packing, attention
-from rmexp.plan import Fork
+from rmexp.models import packing
+from rmexp.models.forks import Fork
+from rmexp.models.packing import Packing, attention
 
 LENGTHS = [30, 22, 9, 12, 40, 5, 1]
 FORKS = [Fork(8, (0, 2, 1)), Fork(0, (3,)), Fork(4, (4, 5)), Fork(0, (6,))]

@@ -6,9 +6,9 @@ from scored_rows import row
 from rmexp.benchmarks.toy import Toy
 from rmexp.errors import DataError
 from rmexp.metrics import WeightedMean, mean, wins
-from rmexp.paired import differences, match, mcnemar
 from rmexp.schema import ScoredExample
-from rmexp.stats import intervals
+from rmexp.stats.intervals import intervals
+from rmexp.stats.paired import differences, match, mcnemar
 
 
 def scored(outcomes, prompts=None):

@@ -7,10 +7,10 @@ import pytest
 from omegaconf import OmegaConf
 from scored_rows import write_lines
 
-from rmexp.benchmarks.pairs import read_pair
 from rmexp.benchmarks.preference import Preference
+from rmexp.data.pairs import read_pair
+from rmexp.data.rows import Row
 from rmexp.errors import ConfigError, DataError
-from rmexp.rows import Row
 from rmexp.schema import Message
 from rmexp.training.data import PreferencePairs
 

@@ -13,7 +13,7 @@ from rmexp.judges import pairwise
 from rmexp.judges.pairwise import PairwiseJudge, open_pairwise
 from rmexp.judges.verdicts import Pair, Tally, judge_examples
 from rmexp.schema import Dataset, Example, Message, ScoredExample
-from rmexp.scoring import Scoring, Settings
+from rmexp.scoring.scoring import Scoring, Settings
 
 TEMPLATE = (
     "<s>{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"

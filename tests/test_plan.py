@@ -2,8 +2,9 @@ import random
 
 import pytest
 
-from rmexp.chat import Encoded
-from rmexp.plan import Fork, count_tokens, find_forks, plan
+from rmexp.models.chat import Encoded
+from rmexp.models.forks import Fork, count_tokens, find_forks
+from rmexp.scoring.plan import plan
 
 PROMPT = tuple(range(100, 120))
 

@@ -4,11 +4,11 @@ import pytest
 from omegaconf import OmegaConf
 from scored_rows import check_pure, estimate, negate, reward_all, row, values, write_lines
 
-from rmexp.benchmarks.common import Selection
-from rmexp.benchmarks.pairs import read_pair
 from rmexp.benchmarks.preference import Preference
+from rmexp.data.pairs import read_pair
+from rmexp.data.rows import Row
+from rmexp.data.selection import Selection
 from rmexp.errors import ConfigError, DataError
-from rmexp.rows import Row
 from rmexp.schema import Example, Message
 
 
@@ -231,7 +231,7 @@ def test_the_hub(monkeypatch):
         asked.append(args)
         return [Row(FORMS["strings"][0], "", "row 0")]
 
-    monkeypatch.setattr("rmexp.benchmarks.common.hub_rows", rows)
+    monkeypatch.setattr("rmexp.data.selection.hub_rows", rows)
     dataset = Preference(path="owner/data", split="test", revision="v1").load()
     assert asked == [("owner/data", "test", "v1")]
     assert len(dataset.examples) == 1

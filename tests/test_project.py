@@ -59,7 +59,7 @@ def test_help_lists_every_target(project_root):
 )
 def test_each_works_first_on_a_fresh_machine(fresh, target, last):
     steps = make(fresh, "-n", target).stdout
-    order = ["-m venv", "-m pip install", "-m rmexp.embedded", last]
+    order = ["-m venv", "-m pip install", "-m rmexp.models.embedded", last]
     found = [steps.find(step) for step in order]
     assert -1 not in found
     assert found == sorted(found)

@@ -5,7 +5,7 @@ import os
 import pytest
 from tiny import TEMPLATE, tiny_tokenizer
 
-from rmexp.rendering import Refusal, Renderer, RenderError
+from rmexp.models.rendering import Refusal, Renderer, RenderError
 
 DATE = "26 Jul 2024"
 ENDLESS = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"

@@ -16,8 +16,8 @@ from scored_rows import (
 )
 
 from rmexp.benchmarks.rewardbench import COUNTS, PRIOR_SETS, SECTIONS, RewardBench
+from rmexp.data.rows import Row
 from rmexp.errors import ConfigError, DataError
-from rmexp.rows import Row
 from rmexp.schema import Example, Message
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -271,7 +271,7 @@ def test_the_hub(monkeypatch):
         asked.append((name, split))
         return [Row(prior(), "", f"{split} row 0")]
 
-    monkeypatch.setattr("rmexp.benchmarks.common.hub_rows", core)
+    monkeypatch.setattr("rmexp.data.selection.hub_rows", core)
     monkeypatch.setattr("rmexp.benchmarks.rewardbench.hub_rows", sets)
     dataset = RewardBench(prior_sets=True, revision="v1").load()
     assert asked == [
@@ -328,7 +328,7 @@ def test_the_real_file(shared):
 
 
 def test_the_figure_has_a_bar_for_each_subset(monkeypatch):
-    from rmexp import figures
+    from rmexp.stats import figures
 
     drawn = []
     monkeypatch.setattr(figures, "bars", lambda *args: drawn.append(args) or "figure")

@@ -5,11 +5,11 @@ import pytest
 from scored_rows import check_pure, estimate, reward_all, row, values, write_json, write_lines
 
 from rmexp.benchmarks.rewardbench2 import COUNTS, TIES_WEIGHTS, RewardBench2, credit
+from rmexp.data.rows import Row
 from rmexp.errors import DataError
-from rmexp.recorded import RecordedReward
-from rmexp.rows import Row
 from rmexp.schema import Example, Message
-from rmexp.stats import bootstrap, intervals, totals
+from rmexp.scoring.recorded import RecordedReward
+from rmexp.stats.intervals import bootstrap, intervals, totals
 
 NAN = math.nan
 BENCH = RewardBench2()
@@ -264,7 +264,7 @@ def test_the_hub(monkeypatch):
         asked.append((name, split, revision))
         return [Row(record("1"), "", "row 0")]
 
-    monkeypatch.setattr("rmexp.benchmarks.common.hub_rows", rows)
+    monkeypatch.setattr("rmexp.data.selection.hub_rows", rows)
     assert len(RewardBench2(revision="v1").load().examples) == 1
     assert asked == [("allenai/reward-bench-2", "test", "v1")]
 

@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from rmexp.errors import ConfigError
-from rmexp.rewards import ImplicitReward, ScalarReward, implicit_rewards, open_reward
 from rmexp.schema import Example, Message, ScoredExample
-from rmexp.scoring import Settings, score
+from rmexp.scoring.rewards import ImplicitReward, ScalarReward, implicit_rewards, open_reward
+from rmexp.scoring.scoring import Settings, score
 
 ANSWERS = ("It is 42.", "42", "", "Well, 17 and 25 make 41, I think.\n\nOr **43**.")
 

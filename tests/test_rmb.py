@@ -9,7 +9,7 @@ from scored_rows import check_pure, estimate, negate, reward_all, row, values, w
 from rmexp.benchmarks.rmb import COUNTS, RMB, SCENARIOS
 from rmexp.errors import DataError
 from rmexp.schema import Example, Message
-from rmexp.stats import intervals
+from rmexp.stats.intervals import intervals
 
 BENCH = RMB()
 DISCUSSION, S5 = "Helpfulness/Chat/Discussion", "Harmlessness/S5"
@@ -347,7 +347,7 @@ def test_a_copy_of_one_real_file_below_any_name(shared, tmp_path):
 
 
 def test_the_figure_has_a_bar_for_each_category(monkeypatch):
-    from rmexp import figures
+    from rmexp.stats import figures
 
     drawn = []
     monkeypatch.setattr(figures, "bars", lambda *args: drawn.append(args) or "figure")

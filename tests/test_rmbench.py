@@ -173,7 +173,7 @@ def test_the_column_domain_and_the_file_of_all_domains(tmp_path):
 
 
 def test_the_hub(monkeypatch):
-    from rmexp.rows import Row
+    from rmexp.data.rows import Row
 
     asked = []
 
@@ -181,7 +181,7 @@ def test_the_hub(monkeypatch):
         asked.append(args)
         return [Row(record(7, "math"), "", "hub, row 0")]
 
-    monkeypatch.setattr("rmexp.benchmarks.common.hub_rows", rows)
+    monkeypatch.setattr("rmexp.data.selection.hub_rows", rows)
     dataset = RMBench().load()
     assert asked == [("THU-KEG/RM-Bench", "train", None)]
     assert [example.id for example in dataset.examples] == ["math/7"]
@@ -324,7 +324,7 @@ def test_the_real_files(shared):
 
 
 def test_the_figure_has_a_map_for_each_domain_that_is_there(monkeypatch):
-    from rmexp import figures
+    from rmexp.stats import figures
 
     drawn = []
     monkeypatch.setattr(figures, "heat_maps", lambda *args: drawn.append(args) or "figure")

@@ -7,14 +7,14 @@ import pytest
 import torch
 from tiny import tiny_encoder, tiny_policy, tiny_scalar
 
-from rmexp import scoring
-from rmexp.chat import Encoded
 from rmexp.errors import ConfigError, ScoreError
-from rmexp.forward import Reader
-from rmexp.recorded import RecordedReward
-from rmexp.rewards import Column, open_reward
+from rmexp.models.chat import Encoded
+from rmexp.models.forward import Reader
 from rmexp.schema import Example, Message
-from rmexp.scoring import Settings, score
+from rmexp.scoring import scoring
+from rmexp.scoring.recorded import RecordedReward
+from rmexp.scoring.rewards import Column, open_reward
+from rmexp.scoring.scoring import Settings, score
 
 
 def example(id: str, prompt: str, chosen: Sequence[str], rejected: Sequence[str]) -> Example:

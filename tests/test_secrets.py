@@ -9,9 +9,11 @@ import yaml
 from scored_rows import write_lines
 from test_commands import Command, break_once, command, command_in, models  # noqa: F401
 
-from rmexp import evaluate, secrets, tracking
+from rmexp import secrets
 from rmexp.errors import ConfigError
+from rmexp.evaluation import evaluate
 from rmexp.judges.endpoint import Endpoint
+from rmexp.tracking import runs as tracking
 
 SECRET = "hunter2/sl@sh"  # in a password; as a parameter and as a key it is another one
 TOKEN = "tok-8f2c71"

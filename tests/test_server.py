@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_policy
 
-from rmexp.tracking import MlflowClient
+from rmexp.tracking.runs import MlflowClient
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import binomtest
 
 from rmexp.metrics import Mean, WeightedMean, WeightedSum, wins
-from rmexp.paired import differences, mcnemar
 from rmexp.schema import ScoredExample
-from rmexp.signflips import chance_line, count_flips, holm
+from rmexp.stats.paired import differences, mcnemar
+from rmexp.stats.signflips import chance_line, count_flips, holm
 
 
 def scored(rights, prompts=None):

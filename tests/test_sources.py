@@ -9,11 +9,11 @@ import threading
 
 import pytest
 
+from rmexp.data.formats import stem
+from rmexp.data.rows import Row
+from rmexp.data.sources import github_folder, hub_rows, local_rows
 from rmexp.errors import DataError
-from rmexp.formats import stem
-from rmexp.rows import Row
 from rmexp.schema import Message
-from rmexp.sources import github_folder, hub_rows, local_rows
 
 ROWS = [{"id": "a", "text": 'one\u2028line, "quoted"'}, {"id": "b", "text": "Zwölf\nzeilen"}]
 

@@ -5,7 +5,7 @@ from scored_rows import row
 from rmexp.errors import DataError
 from rmexp.metrics import ANY, Mean, WeightedMean, WeightedSum, mean
 from rmexp.schema import ScoredExample
-from rmexp.stats import bootstrap, intervals, totals
+from rmexp.stats.intervals import bootstrap, intervals, totals
 
 OUTCOMES = [float(value) for value in np.random.default_rng(5).random(40) < 0.7]
 

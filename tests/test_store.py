@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rmexp.errors import ConfigError
-from rmexp.store import ScoreStore, response_key
+from rmexp.scoring.store import ScoreStore, response_key
 
 IDENTITY = {"weights": "w", "reads": "score"}
 
@@ -86,7 +86,7 @@ def test_a_claim_leaves_the_rest_to_others(tmp_path: Path) -> None:
 def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     """One process is killed while it holds a claim; another waits for one that ends by itself."""
     code = (
-        "import os, sys, time, pathlib; from rmexp.store import ScoreStore\n"
+        "import os, sys, time, pathlib; from rmexp.scoring.store import ScoreStore\n"
         f"store = ScoreStore(pathlib.Path({str(tmp_path)!r}), {IDENTITY!r})\n"
         "with store.claim(['a']):\n"
         "    print('claimed', flush=True)\n"

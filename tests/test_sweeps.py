@@ -18,14 +18,16 @@ from scored_rows import write_lines
 from test_tracking import fresh_database
 from tiny import tiny_policy, tiny_scalar
 
-from rmexp import jobs, loading, sweeps
 from rmexp.benchmarks.toy import Toy
-from rmexp.bestofn import Point, kl, write
-from rmexp.jobs import Job, hold, note_job, running, write_status
-from rmexp.rewards import open_reward
+from rmexp.cli import jobs, sweeps
+from rmexp.cli.jobs import Job, note_job
+from rmexp.models import loading
 from rmexp.schema import Example, Message
-from rmexp.scoring import Settings, score
-from rmexp.tracking import MlflowClient, open_run
+from rmexp.scoring.rewards import open_reward
+from rmexp.scoring.scoring import Settings, score
+from rmexp.stats.bestofn import Point, kl, write
+from rmexp.tracking.run_folder import hold, running, write_status
+from rmexp.tracking.runs import MlflowClient, open_run
 
 
 class Place:
@@ -346,12 +348,13 @@ def test_the_table_shows_what_differs() -> None:
 
 def test_headline() -> None:
     metrics = {"a/overall/partial": 0.5, "a/overall/partial/n": 1200.0}
-    assert jobs.headline(metrics, "a/overall") == "a/overall/partial 0.500 (n 1,200)"
+    assert metrics.headline(metrics, "a/overall") == "a/overall/partial 0.500 (n 1,200)"
     metrics |= {"a/overall/partial/low": 0.25, "a/overall/partial/high": 0.75}
     assert (
-        jobs.headline(metrics, "a/overall") == "a/overall/partial 0.500 (0.250 to 0.750, n 1,200)"
+        metrics.headline(metrics, "a/overall")
+        == "a/overall/partial 0.500 (0.250 to 0.750, n 1,200)"
     )
-    assert jobs.headline({}, "a/overall") == ""
+    assert metrics.headline({}, "a/overall") == ""
 
 
 @pytest.mark.real

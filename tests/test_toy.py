@@ -9,12 +9,12 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from rmexp import toy
 from rmexp.benchmarks import styles
 from rmexp.benchmarks.toy import Toy
+from rmexp.data import toy
 from rmexp.errors import ConfigError, DataError
 from rmexp.schema import Example, ScoredExample, fingerprint, prompt_key
-from rmexp.stats import intervals
+from rmexp.stats.intervals import intervals
 
 
 @pytest.fixture(scope="module")

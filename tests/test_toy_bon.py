@@ -2,10 +2,10 @@
 
 import pytest
 
-from rmexp import toy
 from rmexp.benchmarks import toy_bon
 from rmexp.benchmarks.toy import Toy
 from rmexp.benchmarks.toy_bon import ToyBestOfN, sample
+from rmexp.data import toy
 from rmexp.errors import ConfigError
 from rmexp.schema import scored_example
 

@@ -7,9 +7,10 @@ from test_tracking import fresh_database
 
 from rmexp.correlation.published_runs import log_published
 from rmexp.correlation.tables import Row, Table
+from rmexp.correlation.tracked import log_policy, tracked_policies, tracked_scores
 from rmexp.errors import ConfigError
-from rmexp.tracked import Measured, evaluations, log_policy, tracked_policies, tracked_scores
-from rmexp.tracking import MlflowClient, finished_runs, tracked_run
+from rmexp.tracking.runs import MlflowClient, finished_runs, tracked_run
+from rmexp.tracking.tracked import Measured, evaluations
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def test_what_is_not_there_is_named(uri):
 
 
 def test_pages_are_read_to_the_end(uri, monkeypatch):
-    from rmexp import tracking
+    from rmexp.tracking import runs as tracking
 
     for rm in "ABCDE":
         evaluated(uri, rm, "toy", {"toy/overall": 0.1})

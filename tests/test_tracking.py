@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from rmexp import tracking
 from rmexp.errors import ConfigError, DataError
 from rmexp.signals import Killed, killable
-from rmexp.tracking import MlflowClient, Run, TrackingError, fetch_model, redact, tracked_run
+from rmexp.tracking import runs as tracking
+from rmexp.tracking.runs import MlflowClient, Run, TrackingError, fetch_model, redact, tracked_run
 
 TAGS = {"rmexp.command": "test"}
 

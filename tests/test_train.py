@@ -28,16 +28,18 @@ from tiny import tiny_policy, tiny_scalar
 from training import OBJECTIVES, quiet_trainer, start
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmexp import comparison, configs, signals  # noqa: F401  configs registers the resolvers
+from rmexp import signals
 from rmexp.benchmarks.toy import Toy
+from rmexp.cli import configs  # noqa: F401  it registers the resolvers
 from rmexp.errors import ConfigError, ScoreError
-from rmexp.rewards import open_reward
+from rmexp.evaluation import comparison
+from rmexp.evaluation.followups import plan
 from rmexp.schema import Message
-from rmexp.scoring import Settings
-from rmexp.tracking import Run
+from rmexp.scoring.rewards import open_reward
+from rmexp.scoring.scoring import Settings
+from rmexp.tracking.runs import Run
 from rmexp.training import train as train_module
 from rmexp.training.data import ToyPairs, split_by_prompt
-from rmexp.training.followups import plan
 from rmexp.training.objectives import BradleyTerry
 from rmexp.training.recipe import Recipe, Start
 from rmexp.training.train import train

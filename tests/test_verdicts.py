@@ -23,12 +23,12 @@ from rmexp.benchmarks.rmb import RMB
 from rmexp.benchmarks.rmbench import RMBench
 from rmexp.benchmarks.toy import Toy
 from rmexp.errors import DataError, ScoreError
-from rmexp.evaluate import write_scores
+from rmexp.evaluation.evaluate import write_scores
 from rmexp.judges.verdicts import Judging, judge_examples
-from rmexp.recorded import RecordedReward
 from rmexp.schema import Dataset, Example, Message
-from rmexp.scoring import Settings
-from rmexp.stats import intervals
+from rmexp.scoring.recorded import RecordedReward
+from rmexp.scoring.scoring import Settings
+from rmexp.stats.intervals import intervals
 
 
 def example(id: str, chosen: tuple[str, ...], rejected: tuple[str, ...]) -> Example:

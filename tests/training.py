@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from lightning import Trainer
 
-from rmexp.rewards import open_reward
 from rmexp.schema import Example
-from rmexp.scoring import Settings
+from rmexp.scoring.rewards import open_reward
+from rmexp.scoring.scoring import Settings
 from rmexp.training.batches import Batches, Pair, encode_pairs
 from rmexp.training.data import ToyPairs
 from rmexp.training.module import PreferenceModule

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from rmexp.metrics import Metric
 from rmexp.schema import Dataset, ScoredExample
-from rmexp.stats import Estimate
+from rmexp.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

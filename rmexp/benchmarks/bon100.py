@@ -1,23 +1,20 @@
 """Best of 100: how a reward model ranks responses whose rewards were recorded (RAFT-GSHF)."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rmexp.benchmarks.common import Entry, Selection, check_path, load_rows
-from rmexp.bestofn import HIGHEST, RECORDED, expected_best, shown
+from rmexp.data.rankings import read_ranking
+from rmexp.data.selection import Selection, check_path, load_rows
 from rmexp.metrics import ANY, Mean, Metric
-from rmexp.rows import Row
-from rmexp.schema import Dataset, Example, Message, ScoredExample
-from rmexp.stats import Estimate
+from rmexp.schema import Dataset, ScoredExample
+from rmexp.stats.bestofn import HIGHEST, RECORDED, expected_best, shown
+from rmexp.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HUB = "andrewsiah/rewarded-Mistral-RM-for-RAFT-GSHF-v0"
-_NUMBERED = re.compile(r"(?:response|reward)_([1-9]\d{0,5})")
-_PAIR = ("rewardbench_chosen", "rewardbench_rejected")
 
 
 class BestOf100:
@@ -82,32 +79,6 @@ class BestOf100:
     ) -> "dict[str, Figure]":
         """Draw nothing besides the curve, which every evaluation draws."""
         return {}
-
-
-def read_ranking(row: Row, id: str) -> Entry:
-    """Return a row as an example with recorded rewards.
-
-    The columns are `prompt`, `response_i` and `reward_i` for i = 1, 2, ..., and, if there are any,
-    `subset`, `rewardbench_chosen` and `rewardbench_rejected`. The latter two are the first chosen
-    and the first rejected response; the ranked ones are the last rejected, in the columns' order.
-    A row without one of the responses has that flaw.
-    """
-    found = [_NUMBERED.fullmatch(name) for name in row.values if row.has(name)]
-    count = max((int(number[1]) for number in found if number), default=0)
-    missing = [i for i in range(1, count + 1) if not row.has(f"response_{i}")]
-    numbers = [i for i in range(1, count + 1) if i not in missing] or [1]
-    responses = tuple(row.text(f"response_{i}") for i in numbers)
-    pair = [row.text(name) for name in _PAIR] if set(_PAIR) & set(row.values) else []
-    example = Example(
-        id,
-        row.label("subset") if "subset" in row.values else "bon100",
-        (Message("user", row.text("prompt")),),
-        chosen=tuple(pair[:1]),
-        rejected=(*pair[1:], *responses),
-        recorded=tuple(row.number(f"reward_{i}") for i in numbers),
-    )
-    flaw = f"column 'response_{missing[0]}' is missing" if missing else None
-    return Entry(example, row, flaw)
 
 
 def ranked(row: ScoredExample) -> tuple[float, ...]:

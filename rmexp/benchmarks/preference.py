@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rmexp.benchmarks.common import Selection, check_path, load_rows
-from rmexp.benchmarks.pairs import PairReader
+from rmexp.data.pairs import PairReader
+from rmexp.data.selection import Selection, check_path, load_rows
+from rmexp.data.sources import is_there
 from rmexp.errors import ConfigError, DataError
 from rmexp.metrics import Metric, mean, metric_name, won
 from rmexp.schema import Dataset, ScoredExample
-from rmexp.sources import is_there
-from rmexp.stats import Estimate
+from rmexp.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ class Preference:
     """The share of pairs with r(chosen) > r(rejected).
 
     `path` is a local file or folder, or with `split` (and `revision`) a data set of the hub, in one
-    of the forms of `rmexp.benchmarks.pairs.PairReader`, which has `columns` and `pairs_per_prompt`.
+    of the forms of `rmexp.data.pairs.PairReader`, which has `columns` and `pairs_per_prompt`.
     `subset_column` names the column to report by as well.
 
     Raises ConfigError or DataError at once for options that cannot work.
@@ -100,7 +100,7 @@ class Preference:
         self, estimates: Mapping[str, Estimate], scored: Sequence[ScoredExample]
     ) -> "dict[str, Figure]":
         """Draw the accuracy of each subset."""
-        from rmexp import figures
+        from rmexp.stats import figures
 
         subsets = [e for name, e in estimates.items() if name.startswith("preference/subset/")]
         return {"subsets.png": figures.bars(subsets, "Preference accuracy")} if subsets else {}

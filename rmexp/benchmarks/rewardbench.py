@@ -4,15 +4,15 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rmexp.benchmarks.common import Entry, Selection, check_path, count_notes, load_rows
-from rmexp.benchmarks.pairs import read_pair
+from rmexp.data.formats import stem
+from rmexp.data.pairs import read_pair
+from rmexp.data.rows import Row
+from rmexp.data.selection import Entry, Selection, check_path, count_notes, load_rows
+from rmexp.data.sources import hub_rows, local_rows
 from rmexp.errors import ConfigError, DataError
-from rmexp.formats import stem
 from rmexp.metrics import Metric, WeightedMean, mean, metric_name, won
-from rmexp.rows import Row
 from rmexp.schema import Dataset, Example, Message, ScoredExample
-from rmexp.sources import hub_rows, local_rows
-from rmexp.stats import Estimate
+from rmexp.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,7 +136,7 @@ class RewardBench:
         self, estimates: Mapping[str, Estimate], scored: Sequence[ScoredExample]
     ) -> "dict[str, Figure]":
         """Draw the accuracy of each subset."""
-        from rmexp import figures
+        from rmexp.stats import figures
 
         subsets = [e for name, e in estimates.items() if name.startswith("rewardbench/subset/")]
         return {"subsets.png": figures.bars(subsets, "RewardBench")} if subsets else {}

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rmexp.benchmarks.common import Entry, Selection, check_path, count_notes, load_rows
+from rmexp.data.rows import Row
+from rmexp.data.selection import Entry, Selection, check_path, count_notes, load_rows
 from rmexp.errors import DataError
 from rmexp.metrics import Mean, Metric, WeightedMean, WeightedSum, mean, metric_name, wins, won
-from rmexp.rows import Row
 from rmexp.schema import Dataset, Example, Message, ScoredExample
-from rmexp.stats import Estimate
+from rmexp.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,7 +101,7 @@ class RewardBench2:
         self, estimates: Mapping[str, Estimate], scored: Sequence[ScoredExample]
     ) -> "dict[str, Figure]":
         """Draw the score of each subset."""
-        from rmexp import figures
+        from rmexp.stats import figures
 
         names = [metric_name(self.name, subset) for subset in COUNTS]
         subsets = [estimates[name] for name in names if name in estimates]

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rmexp.benchmarks.common import Entry, Selection, check_path, count_notes
-from rmexp.bestofn import winner_rates
+from rmexp.data.rows import Row
+from rmexp.data.selection import Entry, Selection, check_path, count_notes
+from rmexp.data.sources import github_folder, local_path, local_rows
 from rmexp.errors import DataError
 from rmexp.metrics import Mean, Metric, WeightedMean, mean, metric_name, won
-from rmexp.rows import Row
 from rmexp.schema import Dataset, Example, ScoredExample
-from rmexp.sources import github_folder, local_path, local_rows
-from rmexp.stats import Estimate
+from rmexp.stats.bestofn import winner_rates
+from rmexp.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,7 +136,7 @@ class RMB:
         self, estimates: Mapping[str, Estimate], scored: Sequence[ScoredExample]
     ) -> "dict[str, Figure]":
         """Draw the accuracy of each category."""
-        from rmexp import figures
+        from rmexp.stats import figures
 
         categories = [e for name, e in estimates.items() if name.count("/") == 3]
         return {"categories.png": figures.bars(categories, "RMB")} if categories else {}

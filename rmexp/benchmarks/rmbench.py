@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rmexp.benchmarks.common import Entry, Selection, check_path, count_notes, load_rows
 from rmexp.benchmarks.styles import STYLES, style_figures, style_metrics
+from rmexp.data.formats import stem
+from rmexp.data.rows import Row
+from rmexp.data.selection import Entry, Selection, check_path, count_notes, load_rows
 from rmexp.errors import DataError
-from rmexp.formats import stem
 from rmexp.metrics import Metric
-from rmexp.rows import Row
 from rmexp.schema import Dataset, Example, Message, ScoredExample
-from rmexp.stats import Estimate
+from rmexp.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rmexp.bounds import TOO_FEW
 from rmexp.metrics import Metric, WeightedMean, beats, mean, metric_name
 from rmexp.schema import ScoredExample
-from rmexp.stats import Estimate
+from rmexp.stats.bounds import TOO_FEW
+from rmexp.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +65,7 @@ def style_figures(
     scored: Sequence[ScoredExample],
 ) -> "dict[str, Figure]":
     """Draw a heat map and a scatter of style bias for each of the domains that has estimates."""
-    from rmexp import figures
+    from rmexp.stats import figures
 
     matrices = {}
     biases = {}

@@ -1,15 +1,15 @@
-"""The project's own benchmark: the problems of `rmexp.toy`, aggregated as RM-Bench is."""
+"""The project's own benchmark: the problems of `rmexp.data.toy`, aggregated as RM-Bench is."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rmexp import toy
-from rmexp.benchmarks.common import Entry, Selection
 from rmexp.benchmarks.styles import style_figures, style_metrics
+from rmexp.data import toy
+from rmexp.data.rows import Row
+from rmexp.data.selection import Entry, Selection
 from rmexp.metrics import Metric
-from rmexp.rows import Row
 from rmexp.schema import Dataset, Example, ScoredExample
-from rmexp.stats import Estimate
+from rmexp.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ class Toy:
             for example in toy.examples("test", PROMPTS)
         ]
         examples, _ = self._selection.select(entries, part=_domain)
-        return Dataset(examples, source="rmexp.toy")
+        return Dataset(examples, source="rmexp.data.toy")
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
         """Return the matrices of domains and grades, and the means over the domains."""

@@ -9,14 +9,13 @@ from typing import Any
 
 from filelock import FileLock
 
-from rmexp import toy
 from rmexp.benchmarks.bon100 import BestOf100
 from rmexp.benchmarks.toy import PROMPTS
-from rmexp.embedded import NAME, smollm2
+from rmexp.data import toy
 from rmexp.errors import ConfigError
-from rmexp.jobs import replace
+from rmexp.files import make_cache, replace
+from rmexp.models.embedded import NAME, smollm2
 from rmexp.schema import Dataset
-from rmexp.sources import make_cache
 
 log = logging.getLogger(__name__)
 

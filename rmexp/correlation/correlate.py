@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from rmexp.correlation.coefficients import Points
 from rmexp.correlation.correlations import correlate, difference, refusal
 from rmexp.correlation.protocols import ALL, Joined, Pair, agreement, join
 from rmexp.correlation.report import (
@@ -22,8 +21,9 @@ from rmexp.correlation.report import (
 )
 from rmexp.correlation.tables import Table
 from rmexp.errors import DataError
+from rmexp.stats.coefficients import Points
 from rmexp.tables import printable
-from rmexp.tracking import RESULT_KEY, Run
+from rmexp.tracking.runs import RESULT_KEY, Run
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rmexp.bounds import LEAST_UNITS, TOO_FEW
-from rmexp.correlation.coefficients import (
+from rmexp.errors import DataError
+from rmexp.stats.bounds import LEAST_UNITS, TOO_FEW
+from rmexp.stats.coefficients import (
     COEFFICIENTS,
     LEAST_POINTS,
     PAIRS_AT_ONCE,
@@ -24,7 +25,6 @@ from rmexp.correlation.coefficients import (
     signs,
     standardise,
 )
-from rmexp.errors import DataError
 
 _ENUMERATED = 5040  # orders of seven RMs: up to here all are counted, beyond they are drawn
 _DRAWN = 9999

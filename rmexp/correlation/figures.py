@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from rmexp.bounds import interval_text
-from rmexp.correlation.coefficients import Points
 from rmexp.correlation.correlations import Correlation, Correlations
 from rmexp.correlation.labels import place_names
+from rmexp.stats.bounds import interval_text
+from rmexp.stats.coefficients import Points
 
-matplotlib.rcParams["text.parse_math"] = False  # as in rmexp.figures
+matplotlib.rcParams["text.parse_math"] = False  # as in rmexp.stats.figures
 
 # Of Okabe and Ito's colours, told apart by every kind of sight, each with a marker of its own.
 _KINDS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rmexp.correlation.coefficients import Points
 from rmexp.correlation.tables import Row, Table
 from rmexp.errors import ConfigError, DataError
+from rmexp.stats.coefficients import Points
 
 ALL = "all"  # the group of every RM
 _NAMED = 20  # how many RMs a line names

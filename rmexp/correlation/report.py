@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from rmexp import tables
-from rmexp.bounds import interval_text
 from rmexp.correlation import figures as figures
-from rmexp.correlation.coefficients import COEFFICIENTS
 from rmexp.correlation.correlations import Correlation, Correlations, Difference, remarks
 from rmexp.correlation.protocols import ALL, Pair
 from rmexp.correlation.tables import Table
 from rmexp.metrics import metric_name
+from rmexp.stats.bounds import interval_text
+from rmexp.stats.coefficients import COEFFICIENTS
 
 _COLUMNS = ("score", "policy", "RMs", "n", "Pearson", "p", "without one RM", "Spearman", "Kendall")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from rmexp.errors import ConfigError, DataError
 from rmexp.tables import unmarked
 
-_PUBLISHED = Path(__file__).resolve().parent.parent / "published"
+_PUBLISHED = Path(__file__).resolve().parents[1] / "published"
 _CITATION = re.compile(r" \([^()]*, \d{4}[a-z]?\)$")
 _NOT_PUBLISHED = ("", "-")
 _NAMED = 10

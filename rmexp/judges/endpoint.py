@@ -15,10 +15,10 @@ from typing import Any
 import httpx2
 
 from rmexp.errors import ConfigError, ScoreError
-from rmexp.judges.llm import TOO_LONG, Answer, Done, Question, Sampling
+from rmexp.judges.engine import TOO_LONG, Answer, Done, Question, Sampling
 from rmexp.outside import parse_json
 from rmexp.progress import ScoringProgress
-from rmexp.scoring import Settings
+from rmexp.scoring.scoring import Settings
 from rmexp.secrets import is_variable, learn, mask, redact
 
 log = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from rmexp import loading
-from rmexp.judges.llm import Answer, Sampling
-from rmexp.rewards import Column
+from rmexp.judges.engine import Answer, Sampling
+from rmexp.models import loading
+from rmexp.scoring.rewards import Column
 
 
 def load_generator(column: Column) -> Any:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rmexp.checkpoints import Checkpoint
 from rmexp.errors import ConfigError
-from rmexp.judges.llm import TOO_LONG, Answer, Done, Question, Sampling
-from rmexp.plan import padded
+from rmexp.judges.engine import TOO_LONG, Answer, Done, Question, Sampling
+from rmexp.models.checkpoints import Checkpoint
 from rmexp.progress import ScoringProgress
-from rmexp.rewards import ImplicitReward, open_reward
 from rmexp.schema import Message
-from rmexp.scoring import Settings
+from rmexp.scoring.plan import padded
+from rmexp.scoring.rewards import ImplicitReward, open_reward
+from rmexp.scoring.scoring import Settings
 
 _BATCH_TOKENS = 4096  # of questions and answers together, where nothing else is said
 

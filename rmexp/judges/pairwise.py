@@ -13,9 +13,9 @@ from typing import Any
 
 from rmexp.errors import ConfigError
 from rmexp.judges.verdicts import Pair, Rating, Tally, Verdict
-from rmexp.rewards import ModelReward, open_reward
 from rmexp.schema import Example, Message
-from rmexp.scoring import Settings, score
+from rmexp.scoring.rewards import ModelReward, open_reward
+from rmexp.scoring.scoring import Settings, score
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Protocol
 from rmexp.errors import ScoreError
 from rmexp.metrics import Mean
 from rmexp.schema import Dataset, Example, Message, ScoredExample, scored_example
-from rmexp.scoring import Scoring, Settings
+from rmexp.scoring.scoring import Scoring, Settings
 
 Said = Sequence[str | float]
 

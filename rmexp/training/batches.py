@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmexp.chat import Chat, Encoded, OnOverlength, refuse_unplaced, unplaced
 from rmexp.errors import DataError
-from rmexp.plan import Fork, count_tokens, find_forks
+from rmexp.models.chat import Chat, Encoded, OnOverlength, refuse_unplaced, unplaced
+from rmexp.models.forks import Fork, count_tokens, find_forks
 from rmexp.schema import Example
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from matplotlib.figure import Figure
 
-from rmexp.tracking import Run
+from rmexp.tracking.runs import Run
 
 log = logging.getLogger(__name__)
 

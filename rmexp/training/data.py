@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rmexp import toy
-from rmexp.benchmarks.bon100 import read_ranking
-from rmexp.benchmarks.common import Entry, Selection, load_rows
-from rmexp.benchmarks.pairs import PairReader, check_pairs_per_prompt, pairs_apart
+from rmexp.data import toy
+from rmexp.data.pairs import PairReader, check_pairs_per_prompt, pairs_apart
+from rmexp.data.rankings import read_ranking
+from rmexp.data.rows import Row
+from rmexp.data.selection import Entry, Selection, load_rows
+from rmexp.data.sources import is_there, local_path
 from rmexp.errors import ConfigError, DataError
-from rmexp.rows import Row
 from rmexp.schema import Dataset, Example, prompt_key
-from rmexp.sources import is_there, local_path
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -30,7 +30,7 @@ class Source(Protocol):
 
 
 class ToyPairs:
-    """Pairs of `rmexp.toy`'s training split, whose prompts are in no benchmark.
+    """Pairs of `rmexp.data.toy`'s training split, whose prompts are in no benchmark.
 
     Domains, `grades` and styles come by turns. Raises ConfigError at once for options that cannot
     work.
@@ -49,14 +49,14 @@ class ToyPairs:
 
     def load(self) -> Dataset:
         """Generate the pairs."""
-        return Dataset(toy.pairs(self._pairs, self._grades), source="rmexp.toy (train)")
+        return Dataset(toy.pairs(self._pairs, self._grades), source="rmexp.data.toy (train)")
 
 
 class PreferencePairs:
     """Pairs from a local file or folder, or from a split of a hub data set.
 
     `path` is the one if something lies there, else the name of the other. The data have one of the
-    forms of `rmexp.benchmarks.pairs.PairReader`, which has `columns` and `pairs_per_prompt`;
+    forms of `rmexp.data.pairs.PairReader`, which has `columns` and `pairs_per_prompt`;
     `subset_column` names the column that `include` may select by and `limit` counts in. Bad rows
     are left out by default; they are always counted.
 
@@ -101,7 +101,7 @@ class RecordedPairs:
     """Pairs from responses with recorded rewards, which rank the responses of a prompt.
 
     Rows hold what `rmexp.benchmarks.bon100.read_ranking` describes. The pairs are those of
-    `rmexp.benchmarks.pairs.pairs_apart`, by default the best with the worst, whose rewards differ
+    `rmexp.data.pairs.pairs_apart`, by default the best with the worst, whose rewards differ
     by more than `smallest_gap`. Where and from what: see `PreferencePairs`.
     """
 

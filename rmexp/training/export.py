@@ -12,7 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from rmexp.errors import ConfigError, ScoreError, is_full_disk
 from rmexp.outside import read_checkpoint
-from rmexp.rewards import open_reward
+from rmexp.scoring.rewards import open_reward
 from rmexp.training.batches import Batches, Pair
 from rmexp.training.objectives import Objective
 from rmexp.training.recipe import Recipe, Start, build_model

@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from rmexp.errors import ConfigError, is_full_disk
 from rmexp.outside import read_checkpoint
 from rmexp.signals import Killed
-from rmexp.tracking import Run
+from rmexp.tracking.runs import Run
 from rmexp.training.batches import Batches
 from rmexp.training.curves import RunLogger
 from rmexp.training.module import PreferenceModule

@@ -12,8 +12,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import get_cosine_schedule_with_warmup
 
-from rmexp.backbone import Model
 from rmexp.errors import ScoreError
+from rmexp.models.backbone import Model
 from rmexp.training.batches import Batch
 from rmexp.training.objectives import Objective
 from rmexp.training.sharding import Sharded, shard

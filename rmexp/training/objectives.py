@@ -5,11 +5,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from rmexp.backbone import Model
-from rmexp.checkpoints import Checkpoint
 from rmexp.errors import ConfigError
-from rmexp.forward import response_logps, scalar_rewards
-from rmexp.loading import load_policy
+from rmexp.models.backbone import Model
+from rmexp.models.checkpoints import Checkpoint
+from rmexp.models.forward import response_logps, scalar_rewards
+from rmexp.models.loading import load_policy
 from rmexp.training.batches import Batch
 from rmexp.training.losses import preference_loss
 from rmexp.training.starts import load_classifier

@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rmexp.backbone import Model, enable_packing
 from rmexp.errors import ConfigError
-from rmexp.rewards import Column, ImplicitReward, ScalarReward, open_reward
+from rmexp.models.backbone import Model, enable_packing
+from rmexp.scoring.rewards import Column, ImplicitReward, ScalarReward, open_reward
 from rmexp.training.objectives import Objective
 from rmexp.training.starts import add_lora
 

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from rmexp.backbone import Model
+from rmexp.models.backbone import Model
 
 
 class Sharded(ModelParallelStrategy):

@@ -8,17 +8,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from rmexp.adapters import find_adapter
-from rmexp.backbone import Model
-from rmexp.checkpoints import Checkpoint
 from rmexp.errors import ConfigError
-from rmexp.loading import (
-    check_finite,
-    check_unread,
-    from_pretrained,
-    load_scalar,
-    to_float,
-)
+from rmexp.models.adapters import find_adapter
+from rmexp.models.backbone import Model
+from rmexp.models.checkpoints import Checkpoint
+from rmexp.models.loading import check_finite, check_unread, from_pretrained, load_scalar, to_float
 
 _PAD = "<|pad|>"
 

@@ -12,13 +12,13 @@ import torch
 from filelock import FileLock
 from lightning import Trainer
 
-from rmexp.chat import Chat
 from rmexp.errors import ScoreError
+from rmexp.models.chat import Chat
 from rmexp.outside import read_checkpoint
-from rmexp.rewards import Column, check_vocabulary
 from rmexp.schema import Dataset, fingerprint
-from rmexp.scoring import Settings, column_values
-from rmexp.tracking import RESULT_KEY, Run
+from rmexp.scoring.rewards import Column, check_vocabulary
+from rmexp.scoring.scoring import Settings, column_values
+from rmexp.tracking.runs import RESULT_KEY, Run
 from rmexp.training.batches import Batches, EncodedPairs, encode_pairs
 from rmexp.training.curves import training_curve
 from rmexp.training.data import Source, split_by_prompt

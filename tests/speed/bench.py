@@ -25,10 +25,10 @@ from sample import Line, faster, padded_tokens, peer_order, share_of_rate, table
 from rmexp.benchmarks.preference import Preference
 from rmexp.benchmarks.rmb import RMB
 from rmexp.benchmarks.rmbench import RMBench
-from rmexp.embedded import smollm2
-from rmexp.loading import unreported_weights
-from rmexp.rewards import open_reward
+from rmexp.models.embedded import smollm2
+from rmexp.models.loading import unreported_weights
 from rmexp.schema import Example
+from rmexp.scoring.rewards import open_reward
 
 TOKENS = {"float32": 60_000, "bfloat16": 150_000}  # of the peers, in all of the scoring
 _RMB_SHARE = 2 / 3  # of them; the rest is RM-Bench's

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from sample import PEER_BATCH, peer_order
 
-from rmexp.rewards import Column, open_reward
 from rmexp.schema import Example, Message
-from rmexp.scoring import Settings, score
+from rmexp.scoring.rewards import Column, open_reward
+from rmexp.scoring.scoring import Settings, score
 
 BATCH, LENGTH = 4, 1024  # pairs a step and tokens a response, in training
 

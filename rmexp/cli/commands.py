@@ -1,0 +1,309 @@
+"""What every command does around its work: check the config, open the run, end it, report.
+
+A user's mistake is one line and exit code 1, in a single run and under `-m`, where an exception
+would print a traceback and `sys.exit` would end the whole sweep.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rmexp import secrets
+from rmexp.cli import sweeps
+from rmexp.cli.configs import absolute, given, resolve
+from rmexp.cli.jobs import note_job
+from rmexp.errors import ConfigError, RmexpError, is_full_disk
+from rmexp.files import ROOT, make_folder, replace
+from rmexp.signals import Killed, killable, uninterrupted
+from rmexp.tracking import run_folder
+from rmexp.tracking.run_folder import write_status
+
+log = logging.getLogger(__name__)
+
+_failed: list[Path] = []
+_then: list[str] = []  # the command that follows this process's sweep
+_by_hydra: list[Path] = []  # files in which Hydra keeps settings as they were typed
+
+# What a task gets: the resolved config, the job's folder, and the open run. It returns its most
+# important result in a few words.
+Task = Callable[[dict[str, Any], Path, Any], str]
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Run a Hydra main, end its sweep if it was one, and exit with 1 if any job failed."""
+    _speak_utf8()
+    logging.raiseExceptions = False  # a log file on a full disk is no reason for a traceback
+    for word in sys.argv[1:]:
+        name, _, value = word.partition("=")
+        secrets.learn(value, name.rpartition(".")[2])
+    with secrets.redacted_output(sys.stdout, sys.stderr), killable():
+        _launch(main)
+    if _then and not _failed:
+        log.info("then: %s", " ".join(_then))
+        # In this folder, to which the words' paths are relative.
+        script = ROOT / _then[0] if (ROOT / _then[0]).is_file() else _then[0]
+        sys.exit(subprocess.run([sys.executable, script, *_then[1:]]).returncode)
+    sys.exit(int(bool(_failed)))
+
+
+def _launch(main: Callable[[], None]) -> None:
+    try:
+        main()
+    except BaseException as error:
+        with uninterrupted():
+            sweeps.close_sweep(killed=isinstance(error, Killed), broken=True)
+        raise
+    finally:
+        _redact_hydras_files()
+    try:
+        _failed.extend(sweeps.close_sweep())
+    except RmexpError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+def _speak_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where the locale cannot say every name or text."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def run_command(
+    config: DictConfig, task: Task, tags: Callable[[dict[str, Any]], dict[str, str]]
+) -> None:
+    """Run a task within a tracked run; report a user's mistake as one line.
+
+    `tags` makes the run's tags from the resolved config; `rmexp.name` among them names the run.
+    """
+    hydra = HydraConfig.get()
+    out_dir = Path(hydra.runtime.output_dir)
+    status: dict[str, Any] = {}
+    several = hydra.mode is RunMode.MULTIRUN
+    sweep = Path(hydra.runtime.cwd, hydra.sweep.dir) if several else None
+    held = ExitStack()
+    try:
+        held.enter_context(run_folder.hold(out_dir))
+    except ConfigError as error:  # whose folder it is goes on to write there
+        _failed.append(out_dir)
+        log.error("%s", error)
+        return
+    left = run_folder.take_over(out_dir)
+    try:
+        with killable(), ExitStack() as stack:
+            secrets.learn(OmegaConf.to_container(config))
+            if hydra.output_subdir is not None:
+                _by_hydra.extend((out_dir / hydra.output_subdir).glob("*.yaml"))
+            if sweep is not None:
+                _by_hydra.append(sweep / "multirun.yaml")
+            _redact_hydras_files()
+            if sweep is not None:
+                parent, varied = sweeps.find_sweep(sweep)
+                status = {"sweep": parent, "overrides": _words(hydra), "varied": varied}
+                if sweeps.stopped(sweep):
+                    why = {"status": "NOT_RUN", "error": "stopped by fail_fast"}
+                    write_status(out_dir, status | why)
+                    note_job(sweep, hydra.job.num, out_dir)
+                    return
+            if left:
+                status["unended"] = left
+            write_status(out_dir, status | run_folder.running())
+            if sweep is not None:
+                note_job(sweep, hydra.job.num, out_dir)
+            _refuse_lists(_words(hydra))
+            resolved = resolve(config)
+            if sweep is not None and "BasicLauncher" not in hydra.launcher._target_:
+                stack.enter_context(sweeps.one_gpu(sweep))
+            _run(resolved, out_dir, task, tags(resolved), status)
+    except BaseException as error:
+        _failed.append(out_dir)
+        _report(error, out_dir, status, _go_on(config, sweep or out_dir))
+        if sweep is not None and config.get("fail_fast"):
+            sweeps.stop(sweep)
+        if not isinstance(error, Exception):
+            raise  # the other jobs do not run either
+    finally:
+        held.close()
+        if sweep is not None:
+            sweeps.free_memory()
+
+
+def _run(
+    config: dict[str, Any],
+    out_dir: Path,
+    task: Task,
+    tags: dict[str, str],
+    status: dict[str, Any],
+) -> None:
+    """Do the task within a tracked run; `status` gets the run's ids once there are any."""
+    from rmexp.tracking.runs import DoneBefore, tracked_run
+
+    text = OmegaConf.to_yaml(secrets.mask(config))
+    (out_dir / "config.yaml").write_text(text, encoding="utf-8")
+    uri, experiment = (given(config["tracking"], name) for name in ("uri", "experiment"))
+    name = tags.pop("rmexp.name")
+    parent = str(status["sweep"]) if "sweep" in status else None
+    if parent is not None:
+        tags = tags | {"rmexp.sweep": parent}
+        name = sweeps.child_name(name, status)
+    try:
+        with tracked_run(uri, experiment, name, tags, parent) as run:
+            status |= {"run_id": run.run_id, "experiment_id": run.experiment_id}
+            for before in status.pop("unended", ()):
+                run.end_left(before)
+            write_status(out_dir, status | run_folder.running())
+            run.log_params(config)
+            run.keep(out_dir / "config.yaml", out_dir / f"{HydraConfig.get().job.name}.log")
+            status["headline"] = task(config, out_dir, run)
+            run.log_kept()
+            run.log_file(write_status(out_dir, status | {"status": "FINISHED"}))
+    except DoneBefore as done:
+        status |= {"run_id": done.run_id, "headline": done.headline, "skipped": True}
+        (out_dir / "metrics.json").write_text(
+            json.dumps(done.metrics, indent=1) + "\n", encoding="utf-8"
+        )
+        write_status(out_dir, status | {"status": "FINISHED"})
+        log.info("skipped: done before, as run %s", done.run_id)
+        return
+    print(f"\nresults  {out_dir}\nrun      {run.where()}")
+
+
+def _go_on(config: DictConfig, folder: Path) -> str:
+    """Say how a command that was interrupted goes on; `folder` is its own, or its sweep's."""
+    if "resume" not in config:
+        return "run the command again, what was scored is kept"
+    return f"run the command again with resume=true out_dir={folder}, it goes on from there"
+
+
+def _report(error: BaseException, out_dir: Path, status: Mapping[str, object], go_on: str) -> None:
+    """Say what ended a run, in one line unless it is a mistake of ours, and in `run.json`."""
+    if isinstance(error, Killed):
+        reason, ended = f"killed by {error.name}", "KILLED"
+        log.error("%s: %s", reason, go_on)
+    elif is_full_disk(error):
+        reason, ended = "no space left on the disk", "FAILED"
+        log.error("%s: make room for %s and the score store, then %s", reason, out_dir, go_on)
+    else:
+        reason, ended = secrets.redact(str(error) or type(error).__name__), "FAILED"
+        if isinstance(error, RmexpError):
+            log.error("%s", reason)
+        else:
+            log.error(
+                "unexpected, %s: %s: the log in %s has the traceback, which is a mistake of rmexp "
+                "or of what it calls",
+                *(_where(error), reason.splitlines()[0], out_dir),
+                exc_info=error,  # which the terminal leaves out
+            )
+    try:
+        write_status(out_dir, {**status, "status": ended, "error": reason})
+    except OSError as lost:
+        log.error("run.json could not be written (%s)", lost.strerror)
+
+
+def _where(error: BaseException) -> str:
+    """Return an unexpected error's kind, and the line of ours that led to it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT / "rmexp")]
+    place = (ours or frames)[-1]
+    return f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
+
+
+def _redact_hydras_files() -> None:
+    """Take secrets out of the files in which Hydra keeps settings as they were typed."""
+    for path in _by_hydra:
+        if path.exists():
+            kept = OmegaConf.to_container(OmegaConf.load(path))
+            if secrets.mask(kept) != kept:
+                replace(path, OmegaConf.to_yaml(secrets.mask(kept)))
+    _by_hydra.clear()
+
+
+class Guard(Callback):
+    """Refuse an output folder that cannot be made, and open a sweep before its jobs.
+
+    Hydra makes the folder before any code of the job runs, and ends in a traceback if it cannot. It
+    turns a callback's exceptions into warnings; SystemExit passes.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make the folder of a single run."""
+        with _one_line():
+            make_folder(Path(config.hydra.run.dir), "out_dir")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make the folder of a sweep, and its parent run, so that the jobs find both."""
+        with _one_line():
+            make_folder(Path(config.hydra.sweep.dir), "out_dir")
+            _open_sweep(config)
+
+
+def _open_sweep(config: DictConfig) -> None:
+    try:
+        tracking = OmegaConf.to_container(config.tracking, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"tracking: {str(error).splitlines()[0]}; give another value") from error
+    assert isinstance(tracking, dict)
+    secrets.learn(tracking)
+    tracking = absolute(tracking, os.getcwd(), "tracking")
+    uri, experiment = (given(tracking, name) for name in ("uri", "experiment"))
+    words = _words(config.hydra)
+    typed = [str(word) for word in config.hydra.overrides.task]
+    parsed = OverridesParser.create().parse_overrides(typed)
+    varied = {str(word.key_or_group) for word in parsed if word.is_sweep_override()}
+    varied |= {str(key) for key in config.hydra.sweeper.params or {}}
+    folder, command = Path(config.hydra.sweep.dir).absolute(), str(config.hydra.job.name)
+    _by_hydra.append(folder / "multirun.yaml")
+    sweeps.open_sweep(folder, uri, experiment, command, words, sorted(varied))
+    if config.then:
+        place = {"uri": uri, "experiment": experiment}
+        _then.extend(str(word) for word in config.then)
+        _then.extend(f"tracking.{name}={_quoted(value)}" for name, value in place.items())
+        _then.append(f"out_dir={_quoted(str(folder / 'then'))}")
+
+
+def _quoted(text: str) -> str:
+    """Return a value as Hydra's overrides take any text."""
+    escaped = text.replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Report a user's mistake where there is no job yet to report it."""
+    try:
+        yield
+    except RmexpError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def _words(hydra: Any) -> list[str]:
+    """Return the overrides as they were typed, without the addresses' passwords."""
+    words = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    assert isinstance(words, list)
+    return [secrets.redact_word(str(word)) for word in words]
+
+
+def _refuse_lists(overrides: Sequence[str]) -> None:
+    """Refuse `bench=[a,b]`, which Hydra merges into one config in silence."""
+    for override in overrides:
+        group, _, choice = override.partition("=")
+        if (ROOT / "conf" / group).is_dir() and choice.startswith("["):
+            raise ConfigError(
+                f"{override} would merge these files into one: run them one after the other with "
+                f"-m {group}={choice.strip('[]')}"
+            )

@@ -1,0 +1,154 @@
+"""Configs as Hydra composed them: to plain values that are checked, and to what they name."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rmexp.errors import ConfigError, DataError, RmexpError
+from rmexp.files import ROOT, make_folder
+from rmexp.outside import known, parameters
+from rmexp.secrets import learn
+
+OmegaConf.register_new_resolver("root", lambda name="": str(ROOT / name))
+OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True)
+
+# Settings that name folders to be made, and such as may name what is there.
+_FOLDERS, _PATHS = {"out_dir", "store_dir", "data_root"}, {"path", "prior_sets", "compare"}
+_NO_PATH = "embedded"
+_SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|$)(.+)")
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """Return the config as plain values, with absolute paths.
+
+    Paths were given in the folder in which the command was started, where a job may not run. Raises
+    ConfigError for a value that is missing or loops.
+    """
+    try:
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise ConfigError(f"{missing[0]} has no value: give one, {missing[0]}=VALUE")
+        resolved = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{where}{str(error).splitlines()[0]}; give another value") from error
+    assert isinstance(resolved, dict)
+    learn(resolved)
+    started = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else os.getcwd()
+    plain = {str(key): absolute(value, started, str(key)) for key, value in resolved.items()}
+    whole(plain, "seed")
+    return plain
+
+
+def absolute(value: Any, folder: str, name: str) -> Any:
+    """Make the paths in a setting absolute that are relative to a folder; `name` is the setting's.
+
+    A database of SQLite is a path, as is what lies at a `path`; what does not may be a hub's name.
+    """
+    if isinstance(value, Mapping):
+        return {key: absolute(inner, folder, str(key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [absolute(inner, folder, name) for inner in value]
+    if not isinstance(value, str) or not value:
+        return value
+    if database := _SQLITE.fullmatch(value):
+        return database[1] + os.path.abspath(os.path.join(folder, database[2]))
+    path = os.path.join(folder, os.path.expanduser(value))
+    if name in _FOLDERS or (name in _PATHS and value != _NO_PATH and os.path.exists(path)):
+        return os.path.abspath(path)
+    return value
+
+
+def whole(config: Mapping[str, Any], name: str, least: int = 0) -> int:
+    """Return the setting if it is a whole number of at least `least`, else raise ConfigError."""
+    value = config[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name}={value}: give a whole number of {least} or more")
+    return value
+
+
+def folder(config: Mapping[str, Any], name: str) -> Path:
+    """Return the setting as a folder, made if needed; raise ConfigError where that fails."""
+    value = config[name]
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{name}={json.dumps(value)}: give a folder")
+    return make_folder(Path(value).expanduser(), name)
+
+
+def build(config: Mapping[str, Any], **more: object) -> Any:
+    """Instantiate a config's `_target_`; our own errors come through as they are."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(dict(config), _convert_="all", **more)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, RmexpError):
+            raise error.__cause__ from None
+        if isinstance(error.__cause__, TypeError):
+            raise ConfigError(f"{config['_target_']}: {error.__cause__}") from error
+        raise
+
+
+def benchmarks() -> list[str]:
+    """Return the names that `bench=` takes: the files of conf/bench and of one's own folders.
+
+    Own folders are those of `--config-dir` and `hydra.searchpath`; a command is running.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader = GlobalHydra.instance().config_loader()
+    names: list[str] = loader.get_group_options("bench", overrides=_searchpath())
+    return names
+
+
+def benchmark_config(name: str) -> dict[str, Any]:
+    """Return the config that `bench=<name>` stands for, as its file and its defaults say."""
+    from hydra import compose
+
+    config = OmegaConf.to_container(compose(f"bench/{name}", overrides=_searchpath()))
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config["bench"].items()}
+
+
+def _searchpath() -> list[str]:
+    """Return the override of `hydra.searchpath` with which this command was started, if any."""
+    words = HydraConfig.get().overrides.hydra if HydraConfig.initialized() else []
+    return [str(word) for word in words if str(word).startswith("hydra.searchpath=")]
+
+
+def rebuild(recorded: object, where: Path) -> Any:
+    """Return the benchmark of another run from what its config.yaml, `where`, says of it.
+
+    The config comes from elsewhere, so that nothing in it is instantiated or resolved: `_target_`
+    is compared with those of the benchmarks that `bench=` takes, and the options are plain values
+    for this benchmark's parameters. Raises DataError for anything else, ConfigError for values that
+    the benchmark refuses.
+    """
+    from hydra.utils import get_class
+
+    if not isinstance(recorded, Mapping) or not isinstance(recorded.get("_target_"), str):
+        raise DataError(f"{where} names no benchmark: give a run of eval_rm.py")
+    target = recorded["_target_"]
+    likely = sorted(benchmarks(), key=lambda name: name not in target)  # composing takes a while
+    if target not in (benchmark_config(name).get("_target_") for name in likely):
+        raise DataError(
+            f"{where} names {target}, which is no benchmark of this project or of --config-dir"
+        )
+    benchmark = get_class(target)
+    options = {name: value for name, value in recorded.items() if name != "_target_"}
+    return benchmark(**known(options, parameters(benchmark), f"{where}: bench"))
+
+
+def given(tracking: Mapping[Any, Any], name: str) -> str:
+    """Return `tracking.<name>` as text; raise ConfigError where it is empty."""
+    if tracking[name] in (None, ""):
+        example = {"uri": "sqlite:////path/mlflow.db or http://host:port", "experiment": "a name"}
+        raise ConfigError(f"tracking.{name} is empty: give {example[name]}")
+    return str(tracking[name])

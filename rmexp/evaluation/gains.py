@@ -1,0 +1,45 @@
+"""What training gained: a metric of a reward model beside the model before training."""
+
+from dataclasses import dataclass
+
+from rmexp.stats.signflips import SURE
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A metric of one reward model, and its paired difference from the model before training.
+
+    `low` and `high` are the 95 % interval of `value`, those of `gain` begin with its name; what
+    could not be estimated is None. `gain_p_holm` allows for the number of gains that are reported
+    together. `bench` is the evaluation's folder.
+    """
+
+    rm: str
+    bench: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    gain: float | None
+    gain_low: float | None
+    gain_high: float | None
+    gain_p: float | None
+    gain_p_holm: float | None = None
+
+    @property
+    def sure(self) -> bool:
+        """Say whether the gain has an interval, and is more than chance among so many."""
+        p = self.gain_p_holm
+        return self.gain_low is not None and p is not None and p < SURE
+
+    @property
+    def shown(self) -> bool:
+        """Say whether a short table has this row: the overall number, or the average of a part."""
+        last = self.metric.removesuffix("/partial").rpartition("/")[2]
+        return last in ("overall", "accuracy", "average")
+
+    @property
+    def name(self) -> str:
+        """Return the metric's name, with the evaluation's folder in place of the benchmark."""
+        return self.metric.replace(self.metric.partition("/")[0], self.bench, 1)

@@ -1,0 +1,53 @@
+"""Files and folders: written whole, made or found in one way."""
+
+import errno
+import os
+import uuid
+from pathlib import Path
+
+from rmexp.errors import ConfigError, DataError
+
+
+def replace(path: Path, text: str) -> Path:
+    """Write a file that others may read meanwhile: as it was or as it is, never a part."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        return draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def make_folder(path: Path, name: str) -> Path:
+    """Make the folder of the setting `name` if needed, and return it; see `folder`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{name}={path}: cannot make this folder ({error.strerror}), give another one"
+        ) from error
+    return path
+
+
+def cache_folder() -> Path:
+    """Return the folder for downloads, in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "rmexp"
+
+
+def make_cache() -> Path:
+    """Make the cache folder if needed, and return it; raise DataError where that fails."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EROFS, os.strerror(errno.EROFS))
+    except OSError as error:
+        raise DataError(
+            f"the cache folder {folder} cannot be made ({error}): set XDG_CACHE_HOME to a folder "
+            "that can be written"
+        ) from error
+    return folder

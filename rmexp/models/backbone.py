@@ -1,0 +1,199 @@
+"""A model's backbone: token ids to hidden states, in padded batches or in packed rows.
+
+Packing is for models of which it is known to be exact: decoders whose layers mix tokens by plain
+causal attention alone. `enable_packing` decides, by the config and by trying.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmexp.errors import ConfigError
+from rmexp.models import packing
+from rmexp.models.forks import Fork
+from rmexp.models.packing import Packing
+
+Model = Any  # a transformers model: the library's classes are not typed enough to name
+Read = Callable[[Tensor, Tensor], Tensor]  # of rows and positions `(n,)`: states `(n, width)`
+
+_CPU_BUDGET, _GPU_BUDGET = 2048, 65536  # tokens; with more of them nothing is faster
+_CPU_MOST = 16384  # tokens of one prompt's responses: slower than fewer, but for what they share
+_FULL, _WINDOW = "full_attention", "sliding_attention"
+
+
+def hidden_states(
+    model: Model, ids: Tensor, lengths: Tensor, forks: Sequence[Fork] | None = None
+) -> Read:
+    """Run the backbone and return a function that reads its last hidden states.
+
+    `ids` is `(batch, length)`, padded on the right, and `lengths` `(batch,)`. With `forks`, which
+    name every row of the batch once, what a fork's rows share is run once, where that is exact.
+    """
+    if forks is None or int(lengths.max()) > exact_length(model):
+        padded = _run(model, input_ids=ids)
+        there = padded.device  # the last layer may lie on another device than the ids
+        return lambda rows, at: padded[rows.to(there), at.to(there)].to(ids.device)
+    layout = Packing(forks, lengths.tolist())
+    packed, positions = layout.pack(ids)
+    # A mask of four dimensions is one that the library leaves as it is; the attention ignores it.
+    mask = torch.empty(1, 1, 1, 0, device=ids.device)
+    states = _run(
+        model, input_ids=packed, position_ids=positions, attention_mask=mask, packing=layout
+    )[0]
+    return lambda rows, at: states[layout.at(rows, at).to(states.device)].to(ids.device)
+
+
+def enable_packing(model: Model) -> str | None:
+    """Let a decoder run packed rows, or return why they would not be exact."""
+    config = _config(model)
+    if obstacle := _obstacle(model, config):
+        return obstacle
+    if not _attends_causally(model):
+        return "it attends both ways"
+    before = config._attn_implementation
+    packing.register()
+    model.base_model.set_attn_implementation(packing.NAME)
+    if config._attn_implementation != packing.NAME or not _packs_exactly(model):
+        model.base_model.set_attn_implementation(before)
+        return f"{type(model.base_model).__name__} gives other numbers in a packed row"
+    return None
+
+
+def exact_length(model: Model) -> float:
+    """Return the length up to which sequences may be packed, 0 where none may.
+
+    Within a sliding window all attention is plain, and so are rotary positions within the length
+    beyond which they are stretched by the longest sequence that runs.
+    """
+    config = _config(model)
+    if config._attn_implementation != packing.NAME:
+        return 0
+    dropout = getattr(config, "attention_dropout", 0) or getattr(config, "attn_pdrop", 0)
+    if model.training and dropout:
+        return 0
+    limits = [float("inf")]
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True):
+        limits.append(window)
+    return min(limits + _stretched_beyond(config, getattr(config, "rope_parameters", None)))
+
+
+def token_budget(model: Model) -> tuple[int, int]:
+    """Return how many tokens a batch may have, and how many the responses to one prompt.
+
+    On a GPU, both are those that half of its free memory holds, as a power of two, so that the same
+    machine makes the same batches another time.
+    """
+    device = torch.device(first_device(model))
+    if device.type != "cuda":
+        return _CPU_BUDGET, _CPU_MOST
+    free, _ = torch.cuda.mem_get_info(device)
+    config, size = _config(model), model.get_input_embeddings().weight.element_size()
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    # The residual stream, queries, keys and values, gathered ones too, a norm in fp32, and the MLP.
+    token = size * (16 * config.hidden_size + 3 * inner) + 8 * config.hidden_size
+    fitting = max(1024, min(_GPU_BUDGET, free // 2 // token))
+    budget = 2 ** math.floor(math.log2(fitting))
+    return budget, budget
+
+
+def check_causal(model: Model) -> None:
+    """Assert on a probe that what follows a token does not change it: padding rests on that."""
+    with torch.inference_mode():
+        states = _run(model, input_ids=probe(model, 8))
+    if not states.isfinite().all():
+        kind = str(states.dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"{type(model).__name__} gives numbers that are not finite in {kind}: try "
+            "model.dtype=float32 or another model.attention"
+        )
+    if not _attends_causally(model):
+        raise ConfigError(
+            f"{type(model).__name__} does not attend causally: it cannot be read at the last token"
+        )
+
+
+def probe(model: Model, length: int) -> Tensor:
+    """Return some token ids `(1, length)`."""
+    ids = torch.arange(5, 5 + length, device=first_device(model)).unsqueeze(0)
+    return ids % int(_config(model).vocab_size)
+
+
+def first_device(model: Model) -> str:
+    """Return the device that token ids go to; weights may be spread over more."""
+    return str(model.get_input_embeddings().weight.device)
+
+
+def _attends_causally(model: Model) -> bool:
+    """Return whether a probe's tokens stay as they are when others follow."""
+    ids = probe(model, 12)
+    with torch.inference_mode():
+        alone, followed = _run(model, input_ids=ids[:, :8]), _run(model, input_ids=ids)[:, :8]
+    return _alike(followed, alone)
+
+
+def _obstacle(model: Model, config: Any) -> str | None:
+    """Return what in the model's config stands against packing."""
+    kinds = set(getattr(config, "layer_types", None) or [_FULL])
+    if model.config.is_encoder_decoder:
+        return "it is an encoder with a decoder"
+    if config._attn_implementation not in ("sdpa", packing.NAME):
+        return f"its attention is {config._attn_implementation}"
+    if not getattr(model.base_model, "_supports_attention_backend", False):
+        return f"{type(model.base_model).__name__} has an attention of its own"
+    if other := sorted(kinds - {_FULL, _WINDOW}):
+        return f"it has layers of {', '.join(other)}"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "it caps its attention's logits"
+    if _WINDOW in kinds and getattr(config, "sliding_window", None) is None:
+        return "its sliding window is not known"
+    return None
+
+
+def _packs_exactly(model: Model) -> bool:
+    """Return whether sequences of a packed row are as they are alone, on a probe."""
+    ids = probe(model, 48).view(4, 12)
+    ids[1, :6] = ids[0, :6]
+    lengths = torch.tensor([12, 9, 12, 7], device=ids.device)
+    forks = [Fork(6, (0, 1)), Fork(0, (2,)), Fork(0, (3,))]
+    rows, positions = (
+        (torch.arange(12, device=ids.device) < lengths.unsqueeze(1)).nonzero().unbind(1)
+    )
+    with torch.inference_mode():
+        alone = hidden_states(model, ids, lengths)(rows, positions)
+        try:
+            packed = hidden_states(model, ids, lengths, forks)(rows, positions)
+        except (TypeError, ValueError, RuntimeError):  # whatever does not know the arguments
+            return False
+    return _alike(packed, alone)
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    tolerance = 1e-3 if expected.dtype == torch.float32 else 0.05
+    return bool((found - expected).abs().mean() <= tolerance * expected.abs().mean())
+
+
+def _run(model: Model, **inputs: Any) -> Tensor:
+    """Return the backbone's last hidden states `(batch, length, width)`."""
+    hidden: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
+    return hidden
+
+
+def _config(model: Model) -> Any:
+    return model.base_model.config.get_text_config()
+
+
+def _stretched_beyond(config: Any, rope: Any) -> list[float]:
+    """Return the lengths beyond which rotary positions depend on the longest sequence that runs.
+
+    The settings are those of all layers together, or of each kind of layer.
+    """
+    if not isinstance(rope, dict):
+        return []
+    own = []
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        own = [rope.get("original_max_position_embeddings") or config.max_position_embeddings]
+    return own + [limit for part in rope.values() for limit in _stretched_beyond(config, part)]

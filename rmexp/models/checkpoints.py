@@ -1,0 +1,433 @@
+"""Model folders: found locally or on the hub, fingerprinted, and read without loading weights."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+
+from rmexp.errors import ConfigError
+from rmexp.outside import known, read_json
+
+EMBEDDED = "embedded"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+_NOT_READ = ["consolidated*", "original/*"]  # the same weights once more, in another layout
+_BESIDE_WEIGHTS = (
+    "[!.]*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "*.tiktoken",
+    "additional_chat_templates/*.jinja",
+)
+# Their positions are counted from behind the pad token's number.
+_OFFSET_POSITIONS = frozenset(
+    "camembert data2vec-text ibert lilt longformer luke mpnet roberta roberta-prelayernorm "
+    "xlm-roberta xlm-roberta-xl xmod".split()
+)
+_HEAD = re.compile(r"\.(score|classifier|classifier\.out_proj)\.(modules_to_save\.)?weight$")
+
+_MEND = "get the model folder again"
+# What is read of config.json here; the library reads more, and says itself what it cannot use.
+_CONFIG: Mapping[str, Any] = {
+    "architectures": Sequence[str] | None,
+    "model_type": str | None,
+    "num_labels": int | None,
+    "vocab_size": int | None,
+    "max_position_embeddings": int | None,
+    "n_positions": int | None,
+    "pad_token_id": int | None,
+    "dtype": str | None,
+    "torch_dtype": str | None,
+    "transformers_weights": None,
+}
+_OBJECTS = ("id2label", "text_config", "auto_map")  # objects, or nothing
+_POSITIVE = ("num_labels", "vocab_size", "max_position_embeddings", "n_positions")
+_READING: Mapping[str, Any] = {
+    "reader": Literal["scalar", "implicit"],
+    "beta": float | None,
+    "length_normalised": bool | None,
+    "reference": Mapping[str, Any] | None,
+}
+_REFERENCE: Mapping[str, Any] = {
+    "path": str,
+    "name": str | None,
+    "revision": str | None,
+    "fingerprint": str | None,
+}
+_BASE: Mapping[str, Any] = {"base_model_name_or_path": str | None, "revision": str | None}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What `rmexp.json` says of how a trained model is read; None is left to the default."""
+
+    reader: str
+    beta: float | None
+    length_normalised: bool | None
+    reference: Mapping[str, str | None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A local folder in Hugging Face's layout, and where it is from (`name`, `revision`).
+
+    `adapter` is the folder of a LoRA adapter that is added to the weights of `folder`; it may be
+    the same one.
+    """
+
+    folder: Path
+    name: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    adapter: Path | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Return `config.json`; raise ConfigError for values of the wrong kind."""
+        path = self.folder / "config.json"
+        config = read_json(path, _MEND)
+        _check_config(config, str(path))
+        _check_config(config.get("text_config") or {}, f"text_config in {path}")
+        return config
+
+    @property
+    def architecture(self) -> str:
+        """Return the class that the weights were saved from, or an empty string."""
+        return str((self.config.get("architectures") or [""])[0])
+
+    @property
+    def is_classifier(self) -> bool:
+        """Say whether the folder, or the adapter in it, has the head of a sequence classifier."""
+        return bool(self._adapted_head()) or self.architecture.endswith("ForSequenceClassification")
+
+    @property
+    def outputs(self) -> int:
+        """Return how many outputs a sequence classifier's head has; the library's default is 2."""
+        if (rows := self._adapted_head()) is not None:
+            return rows
+        config = self.config
+        labels = config.get("id2label")
+        return int(config.get("num_labels") or 2) if labels is None else len(labels)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Return how many tokens config.json says that the embedding has."""
+        config = self.config
+        size = (config.get("text_config") or config).get("vocab_size")
+        return None if size is None else int(size)
+
+    @property
+    def max_length(self) -> int | None:
+        """Return how many positions config.json says that the model has."""
+        limits = []
+        for config in (self.config, self.config.get("text_config") or {}):
+            for key in ("max_position_embeddings", "n_positions"):
+                if config.get(key):
+                    offset = config.get("model_type") in _OFFSET_POSITIONS
+                    pad = config.get("pad_token_id", 1)
+                    limits.append(int(config[key]) - (int(pad or 0) + 1 if offset else 0))
+        return min(limits, default=None)
+
+    @property
+    def weights(self) -> list[Path]:
+        """Return the files that the weights are read from.
+
+        These are model.safetensors, or what the index names. Raises ConfigError where the folder
+        holds less or more than that: the library would not say so.
+        """
+        return _weights(self.folder)
+
+    def rmexp(self) -> Reading | None:
+        """Return `rmexp.json`, which training leaves beside the weights, if there is one."""
+        path = (self.adapter or self.folder) / "rmexp.json"
+        return _reading(path) if path.exists() else None
+
+    def fingerprint(self, cache: Path) -> str:
+        """Return a digest of all that makes numbers of token ids.
+
+        That is weights and configuration, a LoRA adapter's too, and own code where it is trusted.
+        The index decides nothing beyond the list of files, which must be the folder's. What makes
+        tokens of a text is no part of it, since stored numbers are found by their token ids; see
+        `reading`. The digest of each weights file is kept in `cache` by its path, size and time, so
+        that large weights are read for it once.
+        """
+        digest = hashlib.sha256()
+        for path in self.weights:
+            digest.update(f"{path.name}:{_file_digest(path, cache)}\n".encode())
+        digest.update((self.folder / "config.json").read_bytes())
+        if self.trust_remote_code:
+            for path in _code(self.folder):
+                digest.update(f"\n{path.relative_to(self.folder)}:{_digest(path)}".encode())
+        if self.adapter is not None:
+            weights = _file_digest(self.adapter / ADAPTER_WEIGHTS, cache)
+            digest.update(f"\n{_digest(self.adapter / ADAPTER_CONFIG)}:{weights}".encode())
+        return digest.hexdigest()
+
+    def reading(self) -> str:
+        """Return a digest of the files that make tokens of a text and a reward of the numbers.
+
+        Those are tokenizer, chat templates and `rmexp.json`, in the folder and in the adapter's.
+        """
+        digest = hashlib.sha256()
+        for folder in dict.fromkeys((self.folder, self.adapter or self.folder)):
+            for pattern in _BESIDE_WEIGHTS:
+                for path in sorted(folder.glob(pattern)):
+                    digest.update(f"{path.relative_to(folder)}:{_digest(path)}\n".encode())
+        return digest.hexdigest()
+
+    def _adapted_head(self) -> int | None:
+        """Return the outputs of the score head that the adapter brings, if it brings one."""
+        if self.adapter is None:
+            return None
+        shapes = tensor_shapes(self.adapter / ADAPTER_WEIGHTS)
+        return next((shape[0] for name, shape in shapes.items() if _HEAD.search(name)), None)
+
+
+def find_checkpoint(
+    path: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    base: str | None = None,
+) -> Checkpoint:
+    """Return the checkpoint at a local folder, on the hub, or the embedded one.
+
+    `base` is the model below a LoRA adapter, in place of the one that adapter_config.json names.
+    Raises ConfigError for a folder that is missing or not a model's, a name that the hub does not
+    serve, weights that are no safetensors, and remote code without a pinned revision.
+    """
+    if path == EMBEDDED:
+        from rmexp.models.embedded import smollm2
+
+        found = Checkpoint(smollm2(), "SmolLM2-135M-Instruct")
+    else:
+        found = _find(path, revision, trust_remote_code)
+    if (found.folder / ADAPTER_CONFIG).exists():
+        return _on_its_base(found, base)
+    if base is not None:
+        raise ConfigError(
+            f"model.base={base}: {found.folder} holds no {ADAPTER_CONFIG}, so it has no base; "
+            "leave it out"
+        )
+    return _check(found)
+
+
+def _find(path: str, revision: str | None, trust_remote_code: bool) -> Checkpoint:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return Checkpoint(folder.resolve(), path, revision, trust_remote_code)
+    if folder.exists() or not _HUB_NAME.fullmatch(path) or path.startswith("."):
+        raise ConfigError(f"model.path={path}: there is no such folder, and it is no hub name")
+    if trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise ConfigError(
+            f"{path} runs its own code: pin the commit that you have read, model.revision=<40 hex>"
+        )
+    return _download(path, revision, trust_remote_code)
+
+
+def _on_its_base(found: Checkpoint, base: str | None) -> Checkpoint:
+    """Return the base with the LoRA adapter that was found; it may have its base beside it."""
+    folder = found.folder
+    settings = read_json(folder / ADAPTER_CONFIG, _MEND)
+    if not (folder / ADAPTER_WEIGHTS).exists():
+        raise ConfigError(
+            f"{folder} holds an {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}: convert the adapter to "
+            "safetensors, nothing else is read"
+        )
+    if base is None and _safetensors(folder):
+        return _check(replace(found, adapter=folder))
+    said = {key: value for key, value in settings.items() if key in _BASE}
+    known(said, _BASE, str(folder / ADAPTER_CONFIG))
+    below = base or settings.get("base_model_name_or_path")
+    if not below:
+        raise ConfigError(f"{folder} is an adapter that names no base: give one, model.base=FOLDER")
+    if base is None and found.trust_remote_code:
+        raise ConfigError(
+            f"model.trust_remote_code would run the code of {below}, which {ADAPTER_CONFIG} of "
+            f"{folder} names: if you have read it, name it yourself, model.base=FOLDER"
+        )
+    revision = None if base else settings.get("revision")
+    try:
+        under = find_checkpoint(below, revision, found.trust_remote_code)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the base of the adapter {folder}: {error} (model.base=FOLDER gives another base)"
+        ) from error
+    if under.adapter is not None:
+        raise ConfigError(
+            f"{under.folder}, the base of the adapter {folder}, is an adapter itself: merge it "
+            "into its own base first"
+        )
+    return _check(replace(found, folder=under.folder, adapter=folder))
+
+
+def _download(name: str, revision: str | None, trust_remote_code: bool) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    code = ["*.py"] if trust_remote_code else []
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=_HUB_FILES + code,
+            ignore_patterns=_NOT_READ,
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"cannot get {name} from the hub ({reason}): check the name and the network, or point "
+            "model.path at a local folder"
+        ) from error
+    return Checkpoint(Path(folder), name, revision or Path(folder).name, trust_remote_code)
+
+
+def _check(checkpoint: Checkpoint) -> Checkpoint:
+    folder = checkpoint.folder
+    if not (folder / "config.json").exists():
+        raise ConfigError(
+            f"{folder} holds no config.json: give a model folder as save_pretrained writes it"
+        )
+    files = [*checkpoint.weights]
+    if checkpoint.adapter is not None:
+        files.append(_own(checkpoint.adapter, checkpoint.adapter / ADAPTER_WEIGHTS))
+    for path in files:
+        tensor_shapes(path)
+    if checkpoint.trust_remote_code:
+        _check_own_code(checkpoint)
+    checkpoint.rmexp()
+    return checkpoint
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes in a safetensors file, from its header.
+
+    Raises ConfigError for a file that is damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): get the model folder again") from error
+
+
+def _safetensors(folder: Path) -> list[str]:
+    """Return the names of the folder's safetensors files, but for an adapter's."""
+    names = (path.name for path in folder.glob("*.safetensors"))
+    return sorted(name for name in names if name != ADAPTER_WEIGHTS)
+
+
+def _weights(folder: Path) -> list[Path]:
+    found, index = _safetensors(folder), folder / _INDEX
+    if not found and not index.exists():
+        other = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "no weights at all"
+        raise ConfigError(
+            f"{folder} holds no *.safetensors file ({other}): convert the weights to safetensors, "
+            "nothing else is read"
+        )
+    read, reader = {"model.safetensors"}, "without an index"
+    if index.exists():
+        named = read_json(index, _MEND).get("weight_map")
+        if not isinstance(named, dict) or {type(name) for name in named.values()} - {str}:
+            raise ConfigError(f"{index} has no weight_map of names: get the model folder again")
+        read, reader = set(named.values()), f"by {_INDEX}"
+    if missing := sorted(read - set(found)):
+        raise ConfigError(
+            f"{folder} lacks {missing[0]}, which is read {reader}: get the model folder again"
+        )
+    if unread := sorted(set(found) - read):
+        raise ConfigError(
+            f"{folder / unread[0]} is not read {reader}: take it out of the folder if it is not "
+            "part of the model, else get the folder again"
+        )
+    return [_own(folder, folder / name) for name in found]
+
+
+def _own(folder: Path, path: Path) -> Path:
+    """Return the folder's file; raise ConfigError for a link that leads out of the folder.
+
+    The hub's cache keeps the files themselves beside the folders of its snapshots.
+    """
+    real, root = path.resolve(), folder.resolve()
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    if not (real.is_relative_to(root) or real.is_relative_to(blobs)):
+        raise ConfigError(
+            f"{path} is a link to {real}, out of the model folder: put the file itself there"
+        )
+    return path
+
+
+def _code(folder: Path) -> list[Path]:
+    """Return the folder's Python files."""
+    return [_own(folder, path) for path in sorted(folder.rglob("*.py"))]
+
+
+def _check_own_code(checkpoint: Checkpoint) -> None:
+    """Raise ConfigError where a file names code that lies in another repository."""
+    for path in (checkpoint.folder / "config.json", checkpoint.folder / "tokenizer_config.json"):
+        if path.exists() and "--" in json.dumps(read_json(path, _MEND).get("auto_map")):
+            raise ConfigError(
+                f"auto_map in {path} names code in another repository, of which no commit is "
+                "pinned: put that code into the folder, and its bare name into auto_map"
+            )
+
+
+def _reading(path: Path) -> Reading:
+    """Return what `rmexp.json` says; raise RmexpError for an unknown key or a wrong value."""
+    content = known({"reader": None} | read_json(path, _MEND), _READING, str(path))
+    if (reference := content.get("reference")) is not None:
+        known({"path": None} | reference, _REFERENCE, f"reference in {path}")
+    beta = content.get("beta")
+    if beta is not None and not is_beta(beta):
+        raise ConfigError(f"{path} has beta: {beta}, which is no value for it: give one above 0")
+    return Reading(
+        reader=content["reader"],
+        beta=None if beta is None else float(beta),
+        length_normalised=content.get("length_normalised"),
+        reference=reference,
+    )
+
+
+def is_beta(value: object) -> bool:
+    """Say whether the value is a finite number above 0."""
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    )
+
+
+def _check_config(config: Mapping[str, Any], where: str) -> None:
+    known({key: value for key, value in config.items() if key in _CONFIG}, _CONFIG, where)
+    for key in _OBJECTS:
+        if not isinstance(config.get(key) or {}, dict):
+            raise ConfigError(f"{where} has {key}, which is no object: {_MEND}")
+    for key in _POSITIVE:
+        if config.get(key) is not None and config[key] < 1:
+            raise ConfigError(f"{where} has {key}: {config[key]}, it must be above 0: {_MEND}")
+
+
+def _file_digest(path: Path, cache: Path) -> str:
+    real = path.resolve()
+    stat = real.stat()
+    key = hashlib.sha256(f"{real}\n{stat.st_size}\n{stat.st_mtime_ns}".encode()).hexdigest()
+    kept = cache / "fingerprints" / key
+    if kept.exists():
+        return kept.read_text(encoding="utf-8")
+    digest = _digest(real)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    draft = kept.with_suffix(f".{os.getpid()}")
+    draft.write_text(digest, encoding="utf-8")
+    draft.replace(kept)
+    return digest
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,243 @@
+"""New values of a column: token-budget batches, on one device or on several, written at once."""
+
+import logging
+import math
+import multiprocessing
+import re
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rmexp.errors import ConfigError, ScoreError
+from rmexp.models.chat import Encoded
+from rmexp.progress import ScoringProgress
+from rmexp.scoring.plan import Batch, plan, shares
+from rmexp.scoring.rewards import Column
+from rmexp.scoring.store import ScoreStore
+
+if TYPE_CHECKING:
+    from lightning import Fabric
+
+    from rmexp.models.forward import Reader
+
+log = logging.getLogger(__name__)
+
+_SELF_CHECKED = 3  # newly computed responses that are scored again alone, per column
+_SELF_CHECK_LIMIT = 1e-3  # relative difference in fp32 above which the log warns
+_RAISED = re.compile(r"^rmexp\.errors\.(?:Config|Score)Error: (.*)", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(slots=True)
+class Work:
+    """What computing took; `max_delta` is the self-check's, NaN without one."""
+
+    tokens: float = 0
+    tokens_run: float = 0
+    tokens_padded: float = 0
+    seconds: float = 0.0
+    max_delta: float = math.nan
+
+    def add(self, other: "Work") -> None:
+        """Add what was done after this."""
+        self.tokens += other.tokens
+        self.tokens_run += other.tokens_run
+        self.tokens_padded += other.tokens_padded
+        self.seconds += other.seconds
+        self.max_delta = float(np.fmax(self.max_delta, other.max_delta))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """New responses of a column, by their keys, and how to compute them; see `Settings`.
+
+    `pad` is the tokenizer's pad token. `reader` is there if the weights are loaded already.
+    """
+
+    column: Column
+    rows: Mapping[str, Encoded]
+    store_dir: Path
+    pad: int | None
+    batch_tokens: int | None
+    seed: int
+    reader: "Reader | None" = None
+
+
+def load(column: Column, pad: int | None) -> "Reader":
+    """Load the column's weights, and say so: it may take long."""
+    log.info("loading %s (%s)", column.checkpoint.name, column.dtype)
+    return column.load(pad)
+
+
+def compute(
+    request: Request, store: ScoreStore, devices: int | str
+) -> tuple[Mapping[str, float], Work]:
+    """Return the new values by key, and what they took; each is in the store as soon as it is made.
+
+    Several devices have a copy of the model each, and score a share of the responses. Raises
+    ScoreError or ConfigError for what a device cannot do.
+    """
+    tokens = sum(len(row.ids) for row in request.rows.values())
+    log.info(
+        "%s: %d new responses, %d tokens",
+        request.column.checkpoint.name,
+        len(request.rows),
+        tokens,
+    )
+    count = _count(devices, request.column)
+    parts = shares(list(request.rows.values()), count) if count > 1 else []
+    if len(parts) < 2:
+        return _compute(request, store)
+    names = list(request.rows)
+    split = [
+        replace(request, rows={names[at]: request.rows[names[at]] for at in part}) for part in parts
+    ]
+    work = _spread(split)
+    known = store.read()
+    return {name: known[name] for name in names}, work
+
+
+def _count(devices: int | str, column: Column) -> int:
+    """Return how many devices there are to use; raise ConfigError for more than there are."""
+    import torch
+
+    there = torch.cuda.device_count() if column.device == "cuda" else None
+    if devices == "auto":
+        return 1 if column.device_map else there or 1
+    count = int(devices)
+    if count > 1 and (column.device_map or column.device not in ("cpu", "cuda")):
+        raise ConfigError(
+            f"devices={count} needs a copy of the model on each: leave out model.device and "
+            "model.device_map"
+        )
+    if there is not None and count > there:
+        raise ConfigError(f"devices={count}: this machine has {there} GPUs; give as many, or auto")
+    return count
+
+
+def _spread(split: Sequence[Request]) -> Work:
+    """Compute each share on a device of its own, with Lightning's strategy for many of them."""
+    from lightning import Fabric
+    from lightning.fabric.strategies.ddp import DDPStrategy
+    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+
+    log.info("%d devices score a share of them each", len(split))
+    # A device that is done waits for the others, however long they take.
+    strategy = DDPStrategy(start_method="spawn", timeout=timedelta(days=30))
+    kind = split[0].column.device
+    fabric = Fabric(accelerator=kind, devices=len(split), strategy=strategy)
+    before = set(multiprocessing.active_children())
+    try:
+        rows: list[list[float]] = fabric.launch(partial(_share, split=split))
+    except ProcessRaisedException as error:
+        if raised := _RAISED.search(str(error)):
+            raise ScoreError(raised[1].strip()) from None
+        raise
+    except ProcessExitedException as error:
+        raise ScoreError(
+            f"a device's process ended ({error}): what was scored is kept, run the command again"
+        ) from error
+    finally:
+        for child in set(multiprocessing.active_children()) - before:
+            child.terminate()
+    work, took = Work(), [Work(*row) for row in rows]
+    for one in took:
+        work.add(one)
+    work.seconds = max(row.seconds for row in took)
+    return work
+
+
+def _share(fabric: "Fabric", split: Sequence[Request]) -> list[list[float]]:
+    """Compute this process's share; return what all of them took, a row each."""
+    import torch
+
+    warnings.filterwarnings("ignore", ".*all_gather is deprecated")  # Lightning's own call
+    if fabric.global_rank == 0:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+    request = split[fabric.global_rank]
+    request = replace(request, column=replace(request.column, device=str(fabric.device)))
+    with ScoreStore(request.store_dir, request.column.identity(request.store_dir)) as store:
+        _, work = _compute(request, store, shown=fabric.global_rank == 0)
+    took = torch.tensor(list(asdict(work).values()), dtype=torch.float64)
+    gathered = fabric.all_gather(took)
+    assert isinstance(gathered, torch.Tensor)
+    rows: list[list[float]] = gathered.tolist()
+    return rows
+
+
+def _compute(
+    request: Request, store: ScoreStore, shown: bool = True
+) -> tuple[dict[str, float], Work]:
+    """Compute the values on the column's device, and a few of them again alone as a check."""
+    names, rows, column = list(request.rows), list(request.rows.values()), request.column
+    lengths = [len(row.ids) for row in rows]
+    reader = request.reader or load(column, request.pad)
+    if reader.obstacle is None:
+        log.info("%s runs what the responses to a prompt share once", column.checkpoint.name)
+    else:
+        log.info("%s runs padded batches: %s", column.checkpoint.name, reader.obstacle)
+    values: dict[str, float] = {}
+    work = Work()
+    began = time.monotonic()
+    with ScoringProgress(column.checkpoint.name, len(rows), sum(lengths), shown=shown) as progress:
+        for batch, scores in _batches(reader, rows, request.batch_tokens):
+            made = list(zip([names[at] for at in batch.rows], scores, strict=True))
+            store.append(made)
+            values.update(made)
+            tokens = sum(lengths[at] for at in batch.rows)
+            work.tokens += tokens
+            work.tokens_run += batch.tokens
+            work.tokens_padded += batch.padded
+            progress.advance(len(batch.rows), tokens)
+    work.seconds = time.monotonic() - began
+    rng = np.random.default_rng(request.seed)
+    for at in rng.choice(len(rows), min(_SELF_CHECKED, len(rows)), replace=False):
+        alone, batched = reader([rows[at]])[0], values[names[at]]
+        if math.isnan(alone) or math.isnan(batched):
+            continue
+        delta = abs(alone - batched)
+        work.max_delta = float(np.fmax(work.max_delta, delta))
+        if column.dtype == "float32" and delta > _SELF_CHECK_LIMIT * max(1.0, abs(alone)):
+            log.warning("a response scored %g alone and %g in its batch", alone, batched)
+    return values, work
+
+
+def _batches(
+    reader: "Reader", rows: Sequence[Encoded], batch_tokens: int | None
+) -> Iterator[tuple[Batch, list[float]]]:
+    """Yield batches and their numbers; where a device's memory is too small, the budget halves.
+
+    Raises ScoreError where it is too small for one response.
+    """
+    from torch import OutOfMemoryError, cuda
+
+    budget, most = (batch_tokens or own for own in (reader.budget, reader.most))
+    left = list(range(len(rows)))
+    while left:
+        done: set[int] = set()
+        for part in plan([rows[at] for at in left], budget, reader.packs, most):
+            batch = part._replace(rows=tuple(left[at] for at in part.rows))
+            try:
+                numbers = reader([rows[at] for at in batch.rows], batch.forks)
+            except OutOfMemoryError as error:
+                if len(batch.rows) == 1:
+                    raise ScoreError(
+                        f"the device's memory does not hold a response of {batch.tokens} tokens: "
+                        "give a smaller model.max_length or model.dtype, or spread the model with "
+                        "model.device_map=auto"
+                    ) from error
+                most = batch.padded // 2
+                budget = min(budget, most)
+                break
+            done.update(batch.rows)
+            yield batch, numbers
+        left = [at for at in left if at not in done]
+        if left:  # outside the handler, whose error holds on to what did not fit
+            cuda.empty_cache()
+            log.warning("the device is out of memory: on with batches of %d tokens", budget)

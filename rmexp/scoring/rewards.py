@@ -1,0 +1,355 @@
+"""Reward models: one number for a (prompt, response), read from a head or from a policy.
+
+A reward is a pure function of columns, each the numbers that one model gives to the responses. A
+column is what is expensive, and what the store keeps: policies with one reference share its column.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmexp.errors import ConfigError
+from rmexp.models.chat import TODAY, Chat, Encoded, check_same_tokens
+from rmexp.models.checkpoints import Checkpoint, Reading, find_checkpoint, is_beta
+from rmexp.outside import known, read_json
+
+if TYPE_CHECKING:
+    from rmexp.models.forward import Reader
+
+DTYPES = ("float32", "bfloat16", "float16")
+Values = NDArray[np.float64]
+
+_MEND = "get the model folder again"
+# Tells tokenizers apart before any data are read.
+_SAMPLE = "What is 17 + 25? Die Antwort ist 42, def f(x):\n    return x"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One model, and what is read from it: its score head, or its response's log-probability."""
+
+    checkpoint: Checkpoint
+    reads: Literal["score", "logps"]
+    dtype: str
+    attention: str | None
+    device: str
+    device_map: str | None = None
+
+    def identity(self, cache: Path) -> dict[str, object]:
+        """Return what determines the column's values, besides the token ids."""
+        from rmexp.models.adapters import find_adapter
+
+        head = "own code" if self.checkpoint.trust_remote_code else "float32"
+        if self.reads == "score" and (adapter := find_adapter(self.checkpoint)):
+            head = f"{adapter.name} float32"
+        return {
+            "weights": self.checkpoint.fingerprint(cache),
+            "reads": self.reads,
+            "dtype": self.dtype,
+            "attention": self.attention,
+            "head": head,
+        }
+
+    def load(self, pad: int | None) -> "Reader":
+        """Load the weights and return what reads a batch."""
+        from rmexp.models import forward, loading
+
+        arguments = (self.checkpoint, self.dtype, self.attention, self.device, self.device_map)
+        if self.reads == "score":
+            return forward.scalar_reader(loading.load_scalar(*arguments), pad)
+        return forward.logps_reader(loading.load_policy(*arguments))
+
+
+@dataclass(frozen=True, slots=True)
+class ScalarReward:
+    """The output of a sequence classifier's one-number head.
+
+    `rewards` takes the values of the `columns`, `(responses,)` each.
+    """
+
+    name: str
+    chat: Chat
+    columns: tuple[Column, ...]
+
+    @property
+    def description(self) -> str:
+        """Say how the rewards are read."""
+        return "scalar head"
+
+    def fingerprints(self, cache: Path) -> dict[str, str]:
+        """Return digests of the weights, and of what the folder says of how to read them."""
+        return _fingerprints(self, cache)
+
+    def rewards(self, columns: Sequence[Values], encoded: Sequence[Encoded]) -> Values:
+        """Return the only column."""
+        return columns[0]
+
+
+@dataclass(frozen=True, slots=True)
+class ImplicitReward:
+    """The reward that a DPO policy implies (Rafailov et al. 2023, equation 5 without its constant).
+
+    beta * (log pi(y|x) - log pi_ref(y|x)) with a reference, the second column; log pi(y|x) alone
+    without. `length_normalised` divides by the number of response tokens.
+    """
+
+    name: str
+    chat: Chat
+    columns: tuple[Column, ...]
+    beta: float
+    length_normalised: bool
+    reference: str | None
+
+    @property
+    def description(self) -> str:
+        """Say how the rewards are read."""
+        unit = "mean per token" if self.length_normalised else "sum"
+        if self.reference is None:
+            return f"implicit, without reference, {unit}"
+        return f"implicit, reference {self.reference}, beta {self.beta:g}, {unit}"
+
+    def fingerprints(self, cache: Path) -> dict[str, str]:
+        """Return digests of the weights, and of what the folder says of how to read them."""
+        return _fingerprints(self, cache)
+
+    def rewards(self, columns: Sequence[Values], encoded: Sequence[Encoded]) -> Values:
+        """Return the rewards from log pi, and log pi_ref where there is a reference."""
+        return implicit_rewards(
+            columns[0],
+            columns[1] if len(columns) > 1 else None,
+            np.array([max(1, row.end - row.start) for row in encoded]),
+            self.beta,
+            self.length_normalised,
+        )
+
+    def without_reference(self) -> "ImplicitReward":
+        """Return the same policy read as its log-probability alone."""
+        name = f"{self.name} without reference"
+        return replace(self, name=name, columns=self.columns[:1], reference=None)
+
+
+# What scoring needs: a name and a description for tables, the tokens, and a function of columns.
+ModelReward = ScalarReward | ImplicitReward
+
+
+def implicit_rewards(
+    logps: Values,
+    ref_logps: Values | None,
+    lengths: NDArray[np.int_],
+    beta: float,
+    length_normalised: bool,
+) -> Values:
+    """Return implicit rewards `(responses,)` from summed log-probabilities in nats.
+
+    `lengths` counts the response tokens. Without `ref_logps` the reward is log pi alone.
+    """
+    ratio = logps if ref_logps is None else beta * (logps - ref_logps)
+    return ratio / lengths if length_normalised else ratio
+
+
+def open_reward(
+    *,
+    path: str,
+    name: str | None = None,
+    revision: str | None = None,
+    base: str | None = None,
+    reader: str = "auto",
+    reference: Mapping[str, Any] | None = None,
+    beta: float | None = None,
+    length_normalised: bool | None = None,
+    dtype: str | None = None,
+    max_length: int | None = None,
+    attention: str | None = None,
+    chat_template: str | None = None,
+    date: str = TODAY,
+    trust_remote_code: bool = False,
+    device: str = "auto",
+    device_map: str | None = None,
+) -> ScalarReward | ImplicitReward:
+    """Open a reward model without loading its weights.
+
+    `reader` is "scalar" (a head), "implicit" (a policy) or "auto": what `rmexp.json` says, else a
+    sequence classifier, or a head that an adapter knows, is scalar and a causal language model
+    implicit without reference. `base` is the model below a folder that holds nothing but a LoRA
+    adapter; null takes the one that the adapter names. `device_map` "auto" spreads the weights over
+    all GPUs. `reference` has `path` and, from the hub, `revision`; null takes the one in
+    `rmexp.json`, and `{path: null}` leaves it out. `date` is what a chat template takes for today.
+    Raises ConfigError for whatever cannot work.
+    """
+    if reader not in ("auto", "scalar", "implicit"):
+        raise ConfigError(f"model.reader={reader}: use auto, scalar or implicit")
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"model.dtype={dtype}: use one of {', '.join(DTYPES)}")
+    if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
+        raise ConfigError(f"model.max_length={max_length}: give a positive number of tokens")
+    if device_map is not None and device != "auto":
+        raise ConfigError(
+            f"model.device={device} with model.device_map={device_map}: give one of the two, a "
+            "device map chooses the devices itself"
+        )
+    device = _device(device)
+    if beta is not None and not is_beta(beta):
+        raise ConfigError(f"model.beta={beta}: give a number above 0")
+    if length_normalised not in (None, True, False):
+        raise ConfigError(f"model.length_normalised={length_normalised}: use true or false")
+    checkpoint = find_checkpoint(path, revision, trust_remote_code, base)
+    trained = checkpoint.rmexp()
+    reader = _reader(checkpoint, trained) if reader == "auto" else reader
+    tokenizer = _tokenizer(checkpoint)
+    length = max_length or _max_length(checkpoint, tokenizer)
+    template = _template(chat_template, tokenizer)
+    chat = Chat(tokenizer, length, template, date)
+    name = name or checkpoint.name
+
+    def column(source: Checkpoint, reads: Literal["score", "logps"]) -> Column:
+        resolved = dtype or _default_dtype(source, device)
+        return Column(source, reads, resolved, attention, device, device_map)
+
+    if reader == "scalar":
+        return ScalarReward(name, chat, (column(checkpoint, "score"),))
+    if trained is not None:
+        beta = trained.beta if beta is None else beta
+        if length_normalised is None:
+            length_normalised = trained.length_normalised
+    columns, reference_name = [column(checkpoint, "logps")], None
+    trusted = trust_remote_code and reference is not None  # not because the folder says so
+    if reference is None and trained is not None:
+        reference = trained.reference
+    if reference and reference.get("path"):
+        source = find_checkpoint(str(reference["path"]), reference.get("revision"), trusted)
+        other = _tokenizer(source)
+        if not _same_tokenizer(tokenizer, other):
+            made: Any = tokenizer([_SAMPLE], add_special_tokens=False)
+            check_same_tokens([_SAMPLE], made["input_ids"], other)
+            chat = Chat(tokenizer, length, template, date, other)
+        columns.append(column(source, "logps"))
+        reference_name = str(reference.get("name") or source.name)
+    return ImplicitReward(
+        name,
+        chat,
+        tuple(columns),
+        0.1 if beta is None else float(beta),
+        bool(length_normalised),
+        reference_name,
+    )
+
+
+def _fingerprints(reward: ModelReward, cache: Path) -> dict[str, str]:
+    own, *references = (column.checkpoint for column in reward.columns)
+    found = {"rmexp.weights": own.fingerprint(cache), "rmexp.reading": own.reading()}
+    for reference in references:
+        found["rmexp.reference"] = reference.fingerprint(cache)
+    if reward.chat.dated:
+        found["rmexp.date"] = reward.chat.dated
+    return found
+
+
+def check_vocabulary(reward: ModelReward, rows: Sequence[Encoded]) -> None:
+    """Raise ConfigError for a token of the rows that one of the reward's models does not have."""
+    highest = max((max(row.ids, default=0) for row in rows), default=0)
+    for column in reward.columns:
+        size = column.checkpoint.vocabulary
+        if size is not None and highest >= size:
+            token = reward.chat.tokenizer.convert_ids_to_tokens(highest)
+            raise ConfigError(
+                f"the tokenizer of {reward.name} makes the token {token!r} (number {highest}), and "
+                f"{column.checkpoint.name} has {size} of them: give the tokenizer that the model "
+                "was trained with, or a template without that token as model.chat_template"
+            )
+
+
+def _reader(checkpoint: Checkpoint, trained: Reading | None) -> str:
+    if trained is not None:
+        return trained.reader
+    from rmexp.models.adapters import find_adapter
+
+    architecture = checkpoint.architecture
+    if checkpoint.is_classifier or find_adapter(checkpoint):
+        return "scalar"
+    if architecture.endswith("ForCausalLM") or architecture.endswith("LMHeadModel"):
+        return "implicit"
+    raise ConfigError(
+        f"{checkpoint.folder} was saved from {architecture or 'an unnamed class'}: say how to read "
+        "it, model.reader=scalar or model.reader=implicit"
+    )
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"model.device={device}: this machine shows no CUDA device")
+    return device
+
+
+def _default_dtype(checkpoint: Checkpoint, device: str) -> str:
+    """Return fp32 on a CPU, else the dtype that the checkpoint names for itself."""
+    config = checkpoint.config
+    own = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return "float32" if device == "cpu" or own not in DTYPES else own
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    """Load the tokenizer, an adapter's own if it has one."""
+    folder = checkpoint.folder
+    if checkpoint.adapter is not None and (checkpoint.adapter / "tokenizer_config.json").exists():
+        folder = checkpoint.adapter
+    from transformers import AutoTokenizer
+
+    from rmexp.models.loading import LIBRARY_ERRORS, reason
+
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (path := folder / name).exists():
+            limit = read_json(path, _MEND).get("model_max_length")
+            known({"model_max_length": limit}, {"model_max_length": float | None}, str(path))
+            if limit is not None and limit < 1:
+                raise ConfigError(f"{path} has model_max_length: {limit}, it must be above 0")
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=checkpoint.trust_remote_code, local_files_only=True
+        )
+    except LIBRARY_ERRORS as error:
+        said = reason(error)
+    except Exception as error:  # the tokenizers library has no class of its own
+        if type(error) is not Exception:
+            raise
+        said = str(error)
+    if (path := folder / "tokenizer.json").exists():
+        read_json(path, _MEND)  # says it better, and takes too long to be asked first
+    raise ConfigError(
+        f"{folder} has no tokenizer that loads ({said}): get tokenizer.json and "
+        "tokenizer_config.json of the model again"
+    )
+
+
+def _max_length(checkpoint: Checkpoint, tokenizer: Any) -> int:
+    """Return the smaller of the positions that the model has and the tokenizer's own limit."""
+    own = int(tokenizer.model_max_length)
+    positions = checkpoint.max_length
+    return own if positions is None else min(own, positions)
+
+
+def _template(chat_template: str | None, tokenizer: Any) -> str | None:
+    """Return a template's text or its name in the tokenizer, or what the file it names holds."""
+    several = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    if chat_template is None or "{" in chat_template or chat_template in several:
+        return chat_template
+    try:
+        return Path(chat_template).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"model.chat_template={chat_template}: cannot read it ({error})"
+        ) from error
+
+
+def _same_tokenizer(one: Any, other: Any) -> bool:
+    """Say whether two tokenizers are the same by all that they are made of."""
+    if not (one.is_fast and other.is_fast):
+        return False
+    return bool(one.backend_tokenizer.to_str() == other.backend_tokenizer.to_str())

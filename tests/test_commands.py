@@ -460,7 +460,7 @@ MISTAKES = {
     "model.path={bad}/text.txt": r"text\.txt: there is no such folder, and it is no hub name",
     MODEL + "folder": r"folder holds no config\.json: give a model folder",
     MODEL + "no_config": r"no_config holds no config\.json: give a model folder",
-    MODEL + "broken_config": r"cannot read .*broken_config/config\.json .*get the model",
+    MODEL + "broken_config": r"broken_config/config\.json holds no JSON object .*get the model",
     MODEL + "no_weights": r"no_weights holds no \*\.safetensors file .*convert",
     MODEL + "text_weights": r"model.safetensors is damaged .*get the model folder again",
     MODEL + "no_template": r"no_template has no chat template: give .*model\.chat_template",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from running import run_script
 from scored_rows import write_json, write_lines
-from tiny import tiny_policy, tiny_scalar
+from tiny import tiny_adapter, tiny_policy, tiny_scalar
 
 from rmexp.benchmarks.toy import Toy
 
@@ -52,6 +52,11 @@ STAND_INS["model=smollm2 objective=bt data=toy trainer.max_steps=2"] = {"+": "mo
 STAND_INS["model=judge model.path=FOLDER bench=rewardbench"] = {
     "FOLDER": "{policy}",
     "+": "bench.path={rewardbench} model.max_tokens=4",
+}
+STAND_INS["model=local model.path=ADAPTER model.base=BASE"] = {
+    "ADAPTER": "{adapter}",
+    "BASE": "{policy}",
+    "+": "bench.limit=2",
 }
 STAND_INS["experiment=demo"] = {"+": "model.path={policy} data.pairs=8"}
 STAND_INS |= {
@@ -102,9 +107,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     ]
     bench_row = {"id": 1, "subset": "llmbar-natural", "prompt": "?", "chosen": "a", "rejected": "b"}
     scored = top / "scored"
+    policy = tiny_policy(top / "policy")
+    tiny_adapter(policy, top / "adapter", "CAUSAL_LM")
     toy = [example.id for example in Toy().load().examples]
     return {
-        "policy": str(tiny_policy(top / "policy")),
+        "policy": str(policy),
+        "adapter": str(top / "adapter"),
         "scalar": str(tiny_scalar(top / "scalar")),
         "rmb": str(
             write_json(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_encoder, tiny_policy, tiny_scalar, tiny_tokenizer
+from tiny import tiny_adapter, tiny_encoder, tiny_policy, tiny_scalar, tiny_tokenizer
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from rmexp.errors import ConfigError, RmexpError
@@ -334,32 +334,10 @@ def test_a_policy_that_gained_a_pad_token_reads_the_same_tokens(made, policy, tm
 # LoRA adapters
 
 
-def adapter(base: Path, folder: Path, task: str, **settings: Any) -> torch.nn.Module:
-    """Save a LoRA adapter with peft, as its users do, and return the model with it."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    if task == "SEQ_CLS":
-        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(base)
-    config = LoraConfig(
-        task_type=task, r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], **settings
-    )
-    adapted = get_peft_model(model, config).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data.normal_(std=0.2, generator=generator)
-    adapted.save_pretrained(folder)
-    (folder / "README.md").unlink()
-    return adapted
-
-
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}])
 def test_an_adapter_with_a_score_head_lies_on_its_base(settings, made, tmp_path):
     folder = tmp_path / "adapter"
-    expected = adapter(made / "policy", folder, "SEQ_CLS", **settings)
+    expected = tiny_adapter(made / "policy", folder, "SEQ_CLS", **settings)
     checkpoint = find_checkpoint(str(folder))
     assert (checkpoint.folder, checkpoint.adapter) == (made / "policy", folder)
     reward = open_reward(path=str(folder))
@@ -372,7 +350,7 @@ def test_an_adapter_with_a_score_head_lies_on_its_base(settings, made, tmp_path)
 
 def test_an_adapter_of_a_policy_has_its_base_as_reference(made, tmp_path):
     folder = tmp_path / "adapter"
-    expected = adapter(made / "policy", folder, "CAUSAL_LM")
+    expected = tiny_adapter(made / "policy", folder, "CAUSAL_LM")
     reference = {"path": str(made / "policy")}
     reward = open_reward(path=str(folder), reference=reference, beta=1.0)
     assert isinstance(reward, ImplicitReward)
@@ -387,7 +365,7 @@ def test_an_adapter_of_a_policy_has_its_base_as_reference(made, tmp_path):
 
 
 def test_base_and_adapter_in_one_folder_are_both_read(made, policy, tmp_path):
-    adapter(made / "policy", tmp_path / "adapter", "CAUSAL_LM")
+    tiny_adapter(made / "policy", tmp_path / "adapter", "CAUSAL_LM")
     apart = rewards(tmp_path / "store", path=str(tmp_path / "adapter"))
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(tmp_path / "adapter" / name, policy)
@@ -402,7 +380,7 @@ def test_base_and_adapter_in_one_folder_are_both_read(made, policy, tmp_path):
 
 def test_the_base_may_be_given(made, tmp_path):
     folder = tmp_path / "adapter"
-    adapter(made / "policy", folder, "CAUSAL_LM")
+    tiny_adapter(made / "policy", folder, "CAUSAL_LM")
     edit(folder / "adapter_config.json", base_model_name_or_path="/gone/base")
     with pytest.raises(ConfigError, match=r"base of the adapter .*/gone/base.*model\.base=FOLDER"):
         open_reward(path=str(folder))
@@ -423,7 +401,7 @@ def test_the_base_may_be_given(made, tmp_path):
 
 def test_the_code_of_a_base_runs_only_if_the_base_was_given(made, tmp_path):
     folder = tmp_path / "adapter"
-    adapter(made / "policy", folder, "CAUSAL_LM")
+    tiny_adapter(made / "policy", folder, "CAUSAL_LM")
     with pytest.raises(ConfigError, match="name it yourself"):
         find_checkpoint(str(folder), trust_remote_code=True)
     found = find_checkpoint(str(folder), trust_remote_code=True, base=str(made / "policy"))
@@ -447,13 +425,13 @@ def test_the_code_of_a_base_runs_only_if_the_base_was_given(made, tmp_path):
 )
 def test_an_adapter_is_read_as_data(values, words, made, tmp_path):
     folder = tmp_path / "adapter"
-    adapter(made / "policy", folder, "CAUSAL_LM")
+    tiny_adapter(made / "policy", folder, "CAUSAL_LM")
     edit(folder / "adapter_config.json", **values)
     assert words in one_line(folder)
 
 
 def test_training_goes_on_from_an_adapter(made, tmp_path):
-    adapter(made / "policy", tmp_path / "adapter", "SEQ_CLS")
+    tiny_adapter(made / "policy", tmp_path / "adapter", "SEQ_CLS")
     checkpoint = find_checkpoint(str(tmp_path / "adapter"))
     model = load_classifier(checkpoint, tiny_tokenizer(), "float32", None, 0)
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -481,7 +459,7 @@ def damaged(content: dict[str, Any]) -> Iterator[str]:
 def test_a_damaged_file_is_one_line_with_its_name(name, made, tmp_path):
     folder = tmp_path / "model"
     if name == "adapter_config.json":
-        adapter(made / "policy", folder, "SEQ_CLS")
+        tiny_adapter(made / "policy", folder, "SEQ_CLS")
     else:
         shutil.copytree(made / "scalar", folder)
         (folder / "rmexp.json").write_text('{"reader": "scalar", "beta": null}')

@@ -92,6 +92,31 @@ def tiny_encoder(folder: Path, seed: int = 0) -> Path:
     return _save(folder, BertForSequenceClassification, BertConfig, seed, num_labels=1, **_sizes())
 
 
+def tiny_adapter(base: Path, folder: Path, task: str, **settings: Any) -> torch.nn.Module:
+    """Save a LoRA adapter with peft, as its users do, and return the model with it.
+
+    `task` is "SEQ_CLS" or "CAUSAL_LM".
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if task == "SEQ_CLS":
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(base)
+    config = LoraConfig(
+        task_type=task, r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], **settings
+    )
+    adapted = get_peft_model(model, config).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.2, generator=generator)
+    adapted.save_pretrained(folder)
+    (folder / "README.md").unlink()
+    return adapted
+
+
 def _save(folder: Path, model: Any, config: Any, seed: int, **settings: Any) -> Path:
     tokenizer = tiny_tokenizer()
     ids = {

@@ -5,7 +5,7 @@ python correlate.py scores=rewardbench2_ppo_bon policy=rewardbench2_ppo_bon
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -13,20 +13,17 @@ from omegaconf import DictConfig
 
 from rmexp.cli.commands import launch, run_command
 from rmexp.cli.configs import build, rebuild
+from rmexp.cli.parts import keyed
 from rmexp.errors import ConfigError
-from rmexp.tracking.identity import result_key
+
+if TYPE_CHECKING:
+    from rmexp.tracking.runs import Run
 
 
-def correlate(config: dict[str, Any], out_dir: Path, run: Any) -> str:
+def correlate(config: dict[str, Any], out_dir: Path, run: "Run") -> str:
     """Do what the config asks for: correlate, compare two runs, or import published scores."""
     tracking = config["tracking"]
-
-    def key(**fingerprints: str) -> str:
-        made = result_key(config, **fingerprints)
-        if config["skip_done"]:
-            run.skip_if_done(made, "correlation/pearson")
-        return made
-
+    key = keyed(config, run, "correlation/pearson")
     if config["compare"] is not None:
         from rmexp.evaluation.compare import read_run, run_comparison
 

@@ -3,48 +3,34 @@
 python eval_rm.py model=smollm2 bench=toy
 """
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
 
 from rmexp.cli.commands import launch, run_command
-from rmexp.cli.configs import build, folder, whole
-from rmexp.tracking.identity import result_key
+from rmexp.cli.configs import build, whole
+from rmexp.cli.parts import keyed, model_config, settings
+
+if TYPE_CHECKING:
+    from rmexp.tracking.runs import Run
 
 
-def evaluate(config: dict[str, Any], out_dir: Path, run: Any) -> str:
+def evaluate(config: dict[str, Any], out_dir: Path, run: "Run") -> str:
     """Evaluate `config["model"]` on `config["bench"]`."""
     from rmexp.evaluation.evaluate import evaluate
     from rmexp.metrics import headline
-    from rmexp.models.chat import check_on_overlength
-    from rmexp.scoring.scoring import Settings
 
-    settings = Settings(
-        folder(config, "store_dir"),
-        check_on_overlength(config["on_overlength"]),
-        None if config["batch_tokens"] is None else whole(config, "batch_tokens", least=1),
-        whole(config, "max_non_finite"),
-        config["seed"],
-        config["devices"],
+    how = replace(
+        settings(config),
+        max_non_finite=whole(config, "max_non_finite"),
+        devices=config["devices"],
     )
     benchmark = build(config["bench"])
-
-    def key(**fingerprints: str) -> str:
-        made = result_key(config, **fingerprints)
-        if config["skip_done"]:
-            run.skip_if_done(made, benchmark.headline)
-        return made
-
-    model = dict(config["model"])
-    if uri := model.pop("uri", None):
-        from rmexp.tracking.runs import fetch_model
-
-        model["path"] = str(
-            fetch_model(config["tracking"]["uri"], uri, settings.store_dir / "downloaded")
-        )
-    metrics = evaluate(build(model), benchmark, settings, out_dir, run, key)
+    key = keyed(config, run, benchmark.headline)
+    metrics = evaluate(build(model_config(config)), benchmark, how, out_dir, run, key)
     return headline(metrics, benchmark.headline)
 
 

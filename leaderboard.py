@@ -16,6 +16,7 @@ from rmexp.errors import ConfigError
 
 if TYPE_CHECKING:
     from rmexp.evaluation.leaderboard import Board
+    from rmexp.tracking.runs import Run
 
 _NOTE_LENGTH = 7500  # characters of a table on the run's page, which MLflow limits
 
@@ -52,7 +53,7 @@ def boards(config: dict[str, Any]) -> "dict[str, Board]":
     return {name: make_board(part, names) for name, part in parts.items() if part}
 
 
-def write(boards: "dict[str, Board]", experiment: str, out_dir: Path, run: Any) -> str:
+def write(boards: "dict[str, Board]", experiment: str, out_dir: Path, run: "Run") -> str:
     """Write the page and the Markdown, show the latter on the run's page, and count the lines."""
     from rmexp.evaluation.leaderboard_page import to_html, to_markdown
 
@@ -81,7 +82,7 @@ def main(config: DictConfig) -> None:
         made.update(boards(resolved))
         return {"rmexp.name": "leaderboard", "rmexp.command": "leaderboard"}
 
-    def task(resolved: dict[str, Any], out_dir: Path, run: Any) -> str:
+    def task(resolved: dict[str, Any], out_dir: Path, run: "Run") -> str:
         return write(made, resolved["tracking"]["experiment"], out_dir, run)
 
     run_command(config, task, tags)

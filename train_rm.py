@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,28 +15,25 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from rmexp.cli.commands import launch, run_command
-from rmexp.cli.configs import benchmark_config, benchmarks, build, folder, resolve, whole
+from rmexp.cli.configs import benchmark_config, benchmarks, build, resolve
+from rmexp.cli.parts import keyed, model_config, settings
 from rmexp.cli.sweeps import child_name, find_sweep
 from rmexp.errors import ConfigError
-from rmexp.tracking.identity import result_key
 from rmexp.training.world import rank, together
 
+if TYPE_CHECKING:
+    from rmexp.tracking.runs import Run
+    from rmexp.training.recipe import Start
 
-def train(config: dict[str, Any], out_dir: Path, run: Any) -> str:
+
+def train(config: dict[str, Any], out_dir: Path, run: "Run | None") -> str:
     """Train `config["model"]` on `config["data"]`, then evaluate it as `eval_after` says."""
     from rmexp.evaluation import followups
-    from rmexp.models.chat import check_on_overlength
-    from rmexp.scoring.scoring import Settings
     from rmexp.training.options import check_options, make_trainer
     from rmexp.training.recipe import read_recipe
     from rmexp.training.train import train
 
-    settings = Settings(
-        folder(config, "store_dir"),
-        check_on_overlength(config["on_overlength"]),
-        None if config["batch_tokens"] is None else whole(config, "batch_tokens", least=1),
-        seed=config["seed"],
-    )
+    how = settings(config)
     recipe = read_recipe(config["recipe"], config["seed"])
     options = check_options(config["trainer"], HydraConfig.get().mode is RunMode.MULTIRUN)
     options = {"enable_progress_bar": sys.stderr.isatty(), **options}
@@ -46,23 +43,17 @@ def train(config: dict[str, Any], out_dir: Path, run: Any) -> str:
     plans = followups.plan(config["eval_after"], _bench, build)
     beside = followups.check_beside(config["eval_beside"])
     dtype = "bfloat16" if options["precision"] == "bf16-true" else "float32"
-    start = _start(config, settings.store_dir, dtype)
-
-    def key(**fingerprints: str) -> str:
-        made = result_key(config, **fingerprints)
-        if config["skip_done"]:
-            run.skip_if_done(made, "val/accuracy")
-        return made
-
+    start = _start(config, dtype)
+    key = keyed(config, run, "val/accuracy")
     metrics = train(
-        start, objective, source, trainer, recipe, settings, out_dir, run, key, config["resume"]
+        start, objective, source, trainer, recipe, how, out_dir, run, key, config["resume"]
     )
     if run is None:
         return ""
     if plans:
         trained = start.trained(out_dir / "model", _name(config))
         rewards = followups.readings(trained, start.reward, beside)
-        metrics |= followups.follow(plans, rewards, settings, config["tracking"], out_dir, run)
+        metrics |= followups.follow(plans, rewards, how, config["tracking"], out_dir, run)
         run.log_metrics(metrics)
         (out_dir / "metrics.json").write_text(
             json.dumps(metrics, indent=1) + "\n", encoding="utf-8"
@@ -77,18 +68,14 @@ def train(config: dict[str, Any], out_dir: Path, run: Any) -> str:
     return ", ".join(shown)
 
 
-def _start(config: Mapping[str, Any], store_dir: Path, dtype: str) -> Any:
+def _start(config: Mapping[str, Any], dtype: str) -> "Start":
     """Open the model to start from, to be trained in `dtype`, and a reference that is given."""
     from rmexp.scoring.rewards import ImplicitReward, ScalarReward
     from rmexp.training.recipe import Start
 
-    model = dict(config["model"])
-    if uri := model.pop("uri", None):
-        from rmexp.tracking.runs import fetch_model
-
-        model["path"] = str(fetch_model(config["tracking"]["uri"], uri, store_dir / "downloaded"))
-    given = (model.get("reference") or {}).get("path")
-    if given and config["objective"]["_target_"].endswith("DPO"):
+    model = model_config(config)
+    reference = (model.get("reference") or {}).get("path")
+    if reference and config["objective"]["_target_"].endswith("DPO"):
         model["reader"] = "implicit"
     reward = build(model)
     if not isinstance(reward, ScalarReward | ImplicitReward):
@@ -97,7 +84,7 @@ def _start(config: Mapping[str, Any], store_dir: Path, dtype: str) -> Any:
         reward,
         _anywhere(model["path"]),
         dtype,
-        _anywhere(given) if given else None,
+        _anywhere(reference) if reference else None,
     )
 
 

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -32,6 +32,9 @@ from rmexp.signals import Killed, killable, uninterrupted
 from rmexp.tracking import run_folder
 from rmexp.tracking.run_folder import write_status
 
+if TYPE_CHECKING:
+    from rmexp.tracking.runs import Run
+
 log = logging.getLogger(__name__)
 
 _failed: list[Path] = []
@@ -40,7 +43,7 @@ _by_hydra: list[Path] = []  # files in which Hydra keeps settings as they were t
 
 # What a task gets: the resolved config, the job's folder, and the open run. It returns its most
 # important result in a few words.
-Task = Callable[[dict[str, Any], Path, Any], str]
+Task = Callable[[dict[str, Any], Path, "Run"], str]
 
 
 def launch(main: Callable[[], None]) -> None:

@@ -1,0 +1,52 @@
+"""What the commands make of their configs in the same way."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rmexp.cli.configs import folder, whole
+from rmexp.tracking.identity import result_key
+
+if TYPE_CHECKING:
+    from rmexp.scoring.scoring import Settings
+    from rmexp.tracking.runs import Run
+
+
+def keyed(config: Mapping[str, Any], run: "Run | None", headline: str) -> Callable[..., str]:
+    """Return what makes a result's key of the fingerprints of what it depends on.
+
+    It raises `DoneBefore` if `skip_done` is set and a run has finished with this key; `headline` is
+    the metric that is shown of that run. `run` is None in a process that only helps another one.
+    """
+
+    def key(**fingerprints: str) -> str:
+        digest = result_key(config, **fingerprints)
+        if run is not None and config["skip_done"]:
+            run.skip_if_done(digest, headline)
+        return digest
+
+    return key
+
+
+def settings(config: Mapping[str, Any]) -> "Settings":
+    """Return how to score, of what evaluations and trainings both set."""
+    from rmexp.models.chat import check_on_overlength
+    from rmexp.scoring.scoring import Settings
+
+    tokens = config["batch_tokens"]
+    return Settings(
+        folder(config, "store_dir"),
+        check_on_overlength(config["on_overlength"]),
+        None if tokens is None else whole(config, "batch_tokens", least=1),
+        seed=config["seed"],
+    )
+
+
+def model_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model's config, where `path` is a copy of what `model.uri` names, if it does."""
+    model = dict(config["model"])
+    if uri := model.pop("uri", None):
+        from rmexp.tracking.runs import fetch_model
+
+        downloads = folder(config, "store_dir") / "downloaded"
+        model["path"] = str(fetch_model(config["tracking"]["uri"], uri, downloads))
+    return model

@@ -7,7 +7,7 @@ n and an interval. Nothing here does I/O.
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rmexp.schema import ScoredExample
@@ -19,9 +19,9 @@ class Mean:
 
     `rows` are positions in the scored examples, `outcomes` the values there, of equal length.
     `missing` names the parts that the mean should cover and that have no rows at all: with any,
-    the metric is reported as `<name>/partial`. `undefined` names the examples that have no such
-    outcome. A mean with `at` is a point of a curve there, and goes to its file instead of the
-    tracked metrics. `bounds` are the lowest and the highest outcome that is possible.
+    the metric is reported as partial; see `reported_name`. `undefined` names the examples that have
+    no such outcome. A mean with `at` is a point of a curve there, and goes to its file instead of
+    the tracked metrics. `bounds` are the lowest and the highest outcome that is possible.
     """
 
     name: str
@@ -60,6 +60,7 @@ ANY = (-math.inf, math.inf)  # the bounds of an outcome that has none
 
 Metric = Mean | WeightedMean | WeightedSum
 _LONGEST_NAME = 200  # characters, which leaves room for what is added
+_PARTIAL = "/partial"  # ends the name of a number that lacks a part
 
 
 def metric_name(*components: str) -> str:
@@ -81,6 +82,30 @@ def metric_name(*components: str) -> str:
 def _cut(name: str, length: int) -> str:
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return f"{name[: length - 9]}_{digest}"
+
+
+def reported_name(name: str, missing: Collection[str]) -> str:
+    """Return the name under which a metric is reported: it ends in "/partial" with parts missing.
+
+    >>> reported_name("rmb/overall", ("bon/harmlessness",))
+    'rmb/overall/partial'
+    """
+    return partial_name(name) if missing else name
+
+
+def partial_name(name: str) -> str:
+    """Return the name under which a metric that lacks a part is reported."""
+    return name + _PARTIAL
+
+
+def plain_name(reported: str) -> str:
+    """Return a metric's own name, whether or not it lacks a part."""
+    return reported.removesuffix(_PARTIAL)
+
+
+def is_partial(reported: str) -> bool:
+    """Say whether this is the name of a metric that lacks a part."""
+    return reported.endswith(_PARTIAL)
 
 
 def mean(
@@ -130,7 +155,7 @@ def headline(metrics: Mapping[str, float], name: str) -> str:
 
     As in `rmb/overall 0.61 (0.58 to 0.64, n 2,109)`.
     """
-    name = name if name in metrics else f"{name}/partial"
+    name = name if name in metrics else partial_name(name)
     if name not in metrics:
         return ""
     if f"{name}/n" not in metrics:

@@ -2,7 +2,18 @@ import math
 
 import pytest
 
-from rmexp.metrics import Mean, beats, mean, metric_name, wins, won
+from rmexp.metrics import (
+    Mean,
+    beats,
+    is_partial,
+    mean,
+    metric_name,
+    partial_name,
+    plain_name,
+    reported_name,
+    wins,
+    won,
+)
 from rmexp.schema import ScoredExample
 
 NAN = math.nan
@@ -86,3 +97,17 @@ def test_a_long_name_is_cut_and_stays_distinct():
     assert one[:70] == other[:70] == f"preference/subset/{'x' * 52}"
     assert len(one) <= 200
     assert len(metric_name(*["y" * 300] * 5)) <= 200
+
+
+def test_what_lacks_a_part_is_reported_by_another_name():
+    assert reported_name("a/b", ()) == "a/b"
+    assert reported_name("a/b", ("c",)) == partial_name("a/b") == "a/b/partial"
+    assert plain_name("a/b/partial") == plain_name("a/b") == "a/b"
+    assert is_partial("a/b/partial")
+    assert not is_partial("a/partial/b")
+
+
+def test_how_partial_aggregates_are_called_is_written_once(project_root):
+    modules = project_root.glob("rmexp/**/*.py")
+    wrote = {path.name for path in modules if "/partial" in path.read_text(encoding="utf-8")}
+    assert wrote == {"metrics.py"}

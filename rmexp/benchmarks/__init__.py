@@ -28,5 +28,5 @@ class Benchmark(Protocol):
     def figures(
         self, estimates: Mapping[str, Estimate], scored: Sequence[ScoredExample]
     ) -> "dict[str, Figure]":
-        """Draw the figures by file name; `estimates` are keyed by name, without "/partial"."""
+        """Draw the figures by file name; `estimates` are keyed by `metrics.plain_name`."""
         ...

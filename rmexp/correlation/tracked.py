@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from rmexp.correlation.tables import Row, Table, table
 from rmexp.errors import ConfigError
-from rmexp.metrics import metric_name
+from rmexp.metrics import metric_name, partial_name
 from rmexp.tracking.runs import Run, TrackedRun, finished_runs
 from rmexp.tracking.tracked import (
-    PARTIAL,
     POLICY,
     Basis,
     _told_apart,
@@ -42,7 +41,7 @@ def tracked_scores(
         raise ConfigError(
             f"scores.metrics={metrics}: give a list, scores.metrics=[rmbench/overall]"
         )
-    wanted = [*metrics, *(f"{name}{PARTIAL}" for name in metrics)]
+    wanted = [*metrics, *map(partial_name, metrics)]
     every, notes = _told_apart(
         (run for run in every_evaluation(uri, experiment, wanted, query) if not run.published),
         "scores",
@@ -59,11 +58,10 @@ def tracked_scores(
     _refuse_absent([name for name in metrics if all(task != name for _, task in rows)], source)
     notes += _mixed(bases, "scores", mixed)
     for name in metrics:
-        partial = {
-            run.rm for run in every if name + PARTIAL in run.metrics and (run.rm, name) not in rows
-        }
-        if partial:
-            notes.append(f"only {name}{PARTIAL}, left out: {', '.join(sorted(partial))}")
+        partial = partial_name(name)
+        lacking = {run.rm for run in every if partial in run.metrics and (run.rm, name) not in rows}
+        if lacking:
+            notes.append(f"only {partial}, left out: {', '.join(sorted(lacking))}")
     return table(rows.values(), source, list(metrics), notes)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from rmexp import tables
 from rmexp.benchmarks import Benchmark
 from rmexp.errors import ConfigError, DataError
-from rmexp.metrics import metric_name, wins
+from rmexp.metrics import metric_name, reported_name, wins
 from rmexp.outside import read_yaml
 from rmexp.schema import Example, ScoredExample, fingerprint, scored_example
 from rmexp.scoring.recorded import RecordedReward, left_out_note, lookup_shared
@@ -206,7 +206,7 @@ def _mcnemar_line(names: tuple[str, str], test: McNemar) -> str:
 
 
 def _full_name(each: Difference) -> str:
-    return f"{each.name}/partial" if each.missing else each.name
+    return reported_name(each.name, each.missing)
 
 
 def _shown(found: Sequence[Difference]) -> list[Difference]:

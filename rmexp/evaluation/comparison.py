@@ -8,7 +8,7 @@ import numpy as np
 
 from rmexp import tables
 from rmexp.evaluation.gains import Row
-from rmexp.metrics import Metric
+from rmexp.metrics import Metric, plain_name
 from rmexp.schema import ScoredExample
 from rmexp.stats.bounds import interval_text
 from rmexp.stats.intervals import intervals
@@ -44,7 +44,7 @@ def compare(
         estimates = [e for e in intervals(metrics(own), own, rng) if e.at is None]
         for estimate in sorted(estimates, key=lambda e: e.name.count("/")):  # from coarse to fine
             value = (estimate.value, estimate.low, estimate.high, estimate.n)
-            gain = gains.get(estimate.name.removesuffix("/partial"))
+            gain = gains.get(plain_name(estimate.name))
             more = (gain.value, gain.low, gain.high, gain.p) if gain else (None,) * 4
             rows.append(Row(rm, bench, estimate.name, *value, *more))
     return corrected(rows)

@@ -13,7 +13,7 @@ from rmexp.benchmarks import Benchmark
 from rmexp.judges.llm import ChatJudge
 from rmexp.judges.pairwise import PairwiseJudge
 from rmexp.judges.verdicts import Judging, judge_examples
-from rmexp.metrics import Mean, metric_name
+from rmexp.metrics import Mean, metric_name, plain_name
 from rmexp.schema import Dataset, ScoredExample, fingerprint
 from rmexp.scoring.recorded import RecordedReward
 from rmexp.scoring.rewards import ModelReward
@@ -84,7 +84,11 @@ def evaluate(
     curve = bestofn.points(every)
     estimates = sorted(
         (estimate for estimate in every if estimate.at is None),
-        key=lambda e: (_is_style(e), _plain(e) != benchmark.headline, _plain(e).count("/")),
+        key=lambda e: (
+            _is_style(e),
+            plain_name(e.name) != benchmark.headline,
+            plain_name(e.name).count("/"),
+        ),
     )  # as they are to be read: the headline, then from coarse to fine, and style at the end
     undefined = {m.name: m.undefined for m in measured if isinstance(m, Mean) and m.undefined}
     notes = [_undefined_note(name, ids) for name, ids in undefined.items()]
@@ -106,7 +110,7 @@ def evaluate(
     for name, text in texts.items():
         (out_dir / name).write_text(text, encoding="utf-8")
     run.keep(*(out_dir / name for name in ("scores.jsonl", "metrics.csv", *texts)))
-    drawn = benchmark.figures({_plain(e): e for e in estimates}, scored)
+    drawn = benchmark.figures({plain_name(e.name): e for e in estimates}, scored)
     if curve:
         from rmexp.stats import figures
 
@@ -119,14 +123,14 @@ def evaluate(
     lacking: dict[tuple[str, ...], list[str]] = {}
     for estimate in estimates:
         if estimate.missing:
-            lacking.setdefault(estimate.missing, []).append(_plain(estimate))
+            lacking.setdefault(estimate.missing, []).append(plain_name(estimate.name))
     for missing, names in lacking.items():
         more = f" and {len(names) - _NAMED_ROWS} more" if len(names) > _NAMED_ROWS else ""
         aggregates = ", ".join(names[:_NAMED_ROWS]) + more
         log.warning("partial, nothing of %s is there: %s", ", ".join(missing), aggregates)
 
     for estimate in estimates:
-        if estimate.missing and _plain(estimate) == benchmark.headline:
+        if estimate.missing and plain_name(estimate.name) == benchmark.headline:
             run.set_tags({MISSING: ", ".join(estimate.missing)})
     run.log_metrics(metrics)
     run.note(summary)
@@ -229,7 +233,7 @@ def show(reward: Evaluated, benchmark: Benchmark, estimates: Sequence[Estimate])
 
 def _shown(estimates: Sequence[Estimate]) -> list[Estimate]:
     """Return the estimates that a table shows."""
-    return [e for e in estimates if _plain(e).count("/") < _SHOWN_LEVELS]
+    return [e for e in estimates if plain_name(e.name).count("/") < _SHOWN_LEVELS]
 
 
 def _row(estimate: Estimate) -> tuple[str, str, str, str]:
@@ -249,10 +253,6 @@ def _warn_of_bad_rows(rows: Sequence[str]) -> None:
 
 def _is_style(estimate: Estimate) -> bool:
     return estimate.name.startswith(PREFIX)
-
-
-def _plain(estimate: Estimate) -> str:
-    return estimate.name.removesuffix("/partial")
 
 
 def _write_table(path: Path, estimates: Sequence[Estimate]) -> None:

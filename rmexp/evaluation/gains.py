@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rmexp.metrics import plain_name
 from rmexp.stats.signflips import SURE
 
 
@@ -36,7 +37,7 @@ class Row:
     @property
     def shown(self) -> bool:
         """Say whether a short table has this row: the overall number, or the average of a part."""
-        last = self.metric.removesuffix("/partial").rpartition("/")[2]
+        last = plain_name(self.metric).rpartition("/")[2]
         return last in ("overall", "accuracy", "average")
 
     @property

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from rmexp.tracking.tracked import PARTIAL, Basis, Evaluation, Measured
+from rmexp.metrics import partial_name
+from rmexp.tracking.tracked import Basis, Evaluation, Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def make_board(found: Iterable[Evaluation], headlines: Sequence[str]) -> Board:
 
 
 def _find(evaluation: Evaluation, headline: str) -> _Found | None:
-    for name in (headline, headline + PARTIAL):
+    for name in (headline, partial_name(headline)):
         if name in evaluation.metrics:
             return _Found(evaluation, name)
     return None

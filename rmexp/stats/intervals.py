@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmexp.errors import DataError
-from rmexp.metrics import Mean, Metric, WeightedMean
+from rmexp.metrics import Mean, Metric, WeightedMean, reported_name
 from rmexp.schema import ScoredExample
 from rmexp.stats.bounds import Array, Contributions, interval
 
@@ -19,8 +19,8 @@ class Estimate:
     """A metric's value over n examples, with its 95 % interval.
 
     `low` and `high` are None where the prompts cannot carry one (see `bounds`), or one of the
-    parts has a single prompt. `missing` names the parts without any example; the name then ends in
-    "/partial". `at` is the place on a curve of a point of one.
+    parts has a single prompt. `missing` names the parts without any example, which `name` tells:
+    it is `metrics.reported_name`. `at` is the place on a curve of a point of one.
     """
 
     name: str
@@ -59,7 +59,7 @@ def intervals(
         low, high = None, None
         if each.varies:
             low, high = interval(drawn[each.name], of.by_prompt(each.name))
-        name = f"{each.name}/partial" if each.missing else each.name
+        name = reported_name(each.name, each.missing)
         estimates.append(Estimate(name, each.value, each.n, low, high, each.missing, each.at))
     return estimates
 

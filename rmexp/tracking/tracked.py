@@ -4,13 +4,13 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from rmexp.metrics import is_partial
 from rmexp.tracking.runs import TrackedRun, finished_runs
 
 log = logging.getLogger(__name__)
 
 EVALUATION, POLICY = "eval_rm", "policy"  # what the tag rmexp.command says
 PUBLISHED = "rmexp.published"  # the tag of a run that repeats what somebody else measured
-PARTIAL = "/partial"  # ends the name of a number that lacks a part
 MISSING = "rmexp.missing"  # the tag that names the parts which a partial headline lacks
 _PARTS = ("n", "low", "high")
 
@@ -69,7 +69,7 @@ class Evaluation:
         """Return what a metric of this run rests on."""
         if self.published:
             return Basis(self.tags.get("rmexp.source"), None)
-        missing = self.tags.get(MISSING, "") if name.endswith(PARTIAL) else None
+        missing = self.tags.get(MISSING, "") if is_partial(name) else None
         return Basis(self.tags.get("rmexp.data"), self.metrics[name].n, missing)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from rmexp.evaluation import comparison, figures
 from rmexp.evaluation.comparison import compare, gather, markdown, read, table, write
-from rmexp.evaluation.gains import Row
+from rmexp.evaluation.gains import Gain
 from rmexp.metrics import mean, wins
 from rmexp.schema import ScoredExample
 
@@ -83,7 +83,9 @@ def test_models_of_one_name_with_other_numbers_stand_side_by_side(tmp_path: Path
 
 def test_the_short_table_has_overall_numbers_and_averages_side_by_side():
     names = ("toy/overall/partial", "toy/easy", "toy/plain/average", "toy/plain/matrix/a_b")
-    rows = [Row(rm, "toy-2", name, 0.5, 0.4, 0.6, 9, *(None,) * 4) for rm in "ab" for name in names]
+    rows = [
+        Gain(rm, "toy-2", name, 0.5, 0.4, 0.6, 9, *(None,) * 4) for rm in "ab" for name in names
+    ]
     assert [cells[:2] for cells in table(rows)] == [
         ("toy-2/overall/partial (9)", "a"),
         ("toy-2/overall/partial (9)", "b"),

@@ -13,7 +13,7 @@ from rmexp.data import toy
 from rmexp.errors import ConfigError, DataError
 from rmexp.models.chat import Chat, Encoded
 from rmexp.schema import Example, Message, prompt_key
-from rmexp.training.batches import Batches, Pair, encode_pairs
+from rmexp.training.batches import Batches, EncodedPair, encode_pairs
 from rmexp.training.data import PreferencePairs, RecordedPairs, ToyPairs, split_by_prompt
 
 
@@ -25,10 +25,10 @@ def examples(prompts: int, each: int = 2) -> list[Example]:
     ]
 
 
-def pairs(count: int) -> list[Pair]:
+def pairs(count: int) -> list[EncodedPair]:
     """Pairs whose ids differ, of one to three tokens more than the prompt's two."""
     rows = [Encoded(tuple(range(5, 8 + i % 3)), 2, 3 + i % 3) for i in range(count)]
-    return [Pair(str(i), row, Encoded((5, 6, 9), 2, 3)) for i, row in enumerate(rows)]
+    return [EncodedPair(str(i), row, Encoded((5, 6, 9), 2, 3)) for i, row in enumerate(rows)]
 
 
 def write_pairs(path: Path, rows: list[dict[str, Any]]) -> str:

@@ -11,8 +11,11 @@ from rmexp import tables
 from rmexp.cli import jobs
 from rmexp.cli.jobs import Job
 from rmexp.errors import DataError
-from rmexp.evaluation import comparison, figures, gains
+from rmexp.evaluation import comparison
+from rmexp.evaluation.figures import dots
+from rmexp.evaluation.gains import Gain
 from rmexp.stats import bestofn
+from rmexp.stats.figures import curves
 from rmexp.tables import markdown, plain, printable, read_csv, show, write_csv
 
 HOSTILE = ["rm[/v2]", "[b]x[/b]", "[/INST]", "[red]", "[link=http://x]y", ":smile:", "{0}", "%s"]
@@ -133,7 +136,7 @@ def test_jobs_gains_and_curves_keep_any_name(tmp_path, capsys):
     assert r"| 1 | bench.include=\[x\] | FAILED | =cmd\|'x'!A0 |" in jobs.markdown(done)
     jobs.write_table(tmp_path / "sweep.csv", done)
     assert ",'=cmd|'x'!A0,id" in (tmp_path / "sweep.csv").read_text()
-    gains = [gains.Row(name, "b", "b/overall", 0.5, None, None, 3, *[None] * 4) for name in NAMES]
+    gains = [Gain(name, "b", "b/overall", 0.5, None, None, 3, *[None] * 4) for name in NAMES]
     comparison.write(tmp_path / comparison.FILE, gains)
     assert comparison.gather([tmp_path]) == gains
     curve = [bestofn.Point(name, "=s", 2, None, 0.5, 0.25, 0.75, 4) for name in NAMES]
@@ -145,8 +148,8 @@ def test_a_name_is_no_formula_in_a_figure(tmp_path):
     """Two dollar signs would be TeX, and an unknown command an error after all scoring."""
     name = r"$\nothing$ a_b"
     points = [bestofn.Point("recorded_reward", "s", n, 0.1, 0.5, 0.4, 0.6, 9) for n in (1, 2)]
-    row = gains.Row(name, "b", "b/overall", 0.5, 0.4, 0.6, 30, *[None] * 4)
-    drawn = [*figures.curves({name: points}).values(), figures.dots([row])]
+    row = Gain(name, "b", "b/overall", 0.5, 0.4, 0.6, 30, *[None] * 4)
+    drawn = [*curves({name: points}).values(), dots([row])]
     for figure in drawn:
         figure.savefig(tmp_path / "figure.svg")
 

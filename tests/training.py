@@ -12,7 +12,7 @@ from lightning import Trainer
 from rmexp.schema import Example
 from rmexp.scoring.rewards import open_reward
 from rmexp.scoring.scoring import Settings
-from rmexp.training.batches import Batches, Pair, encode_pairs
+from rmexp.training.batches import Batches, EncodedPair, encode_pairs
 from rmexp.training.data import ToyPairs
 from rmexp.training.module import PreferenceModule
 from rmexp.training.objectives import DPO, BradleyTerry
@@ -30,7 +30,7 @@ def start(path: Path, **options: Any) -> Start:
     return Start(open_reward(path=str(path), **options), str(path), "float32")
 
 
-def encoded(begin: Start, objective: Any, examples: Any, store: Path) -> tuple[Pair, ...]:
+def encoded(begin: Start, objective: Any, examples: Any, store: Path) -> tuple[EncodedPair, ...]:
     parts = {"train": encode_pairs(begin.reward.chat, examples, "left_truncate")}
     if objective.uses_reference:
         store.mkdir(exist_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rmexp import tables
-from rmexp.evaluation.gains import Row
+from rmexp.evaluation.gains import Gain
 from rmexp.metrics import Metric, plain_name
 from rmexp.schema import ScoredExample
 from rmexp.stats.bounds import interval_text
@@ -26,7 +26,7 @@ def compare(
     bench: str,
     metrics: Callable[[Sequence[ScoredExample]], Sequence[Metric]],
     seed: int,
-) -> list[Row]:
+) -> list[Gain]:
     """Return each reward model's metrics on the same examples, with gains over the one at `start`.
 
     `scored` holds the models' rewards by their names. Intervals and gains are the bootstraps of
@@ -46,17 +46,17 @@ def compare(
             value = (estimate.value, estimate.low, estimate.high, estimate.n)
             gain = gains.get(plain_name(estimate.name))
             more = (gain.value, gain.low, gain.high, gain.p) if gain else (None,) * 4
-            rows.append(Row(rm, bench, estimate.name, *value, *more))
+            rows.append(Gain(rm, bench, estimate.name, *value, *more))
     return corrected(rows)
 
 
-def corrected(rows: Sequence[Row]) -> list[Row]:
+def corrected(rows: Sequence[Gain]) -> list[Gain]:
     """Return the rows with Holm's p for the number of gains among them."""
     ps = holm([row.gain_p for row in rows])
     return [replace(row, gain_p_holm=p) for row, p in zip(rows, ps, strict=True)]
 
 
-def report(rows: Sequence[Row], folder: Path) -> str:
+def report(rows: Sequence[Gain], folder: Path) -> str:
     """Leave the rows and their figure in a folder, print the short table and return it."""
     from rmexp.evaluation import figures
 
@@ -67,26 +67,26 @@ def report(rows: Sequence[Row], folder: Path) -> str:
     return markdown(rows)
 
 
-def write(path: Path, rows: Iterable[Row]) -> None:
+def write(path: Path, rows: Iterable[Gain]) -> None:
     """Write the rows as CSV; what is None becomes an empty cell."""
-    tables.write_csv(path, [field.name for field in fields(Row)], map(astuple, rows))
+    tables.write_csv(path, [field.name for field in fields(Gain)], map(astuple, rows))
 
 
-def read(path: Path) -> list[Row]:
+def read(path: Path) -> list[Gain]:
     """Read what `write` wrote. Raises DataError for another table."""
-    return tables.read_csv(path, Row, "remove it, or run the job again")
+    return tables.read_csv(path, Gain, "remove it, or run the job again")
 
 
-def gather(folders: Iterable[Path]) -> list[Row]:
+def gather(folders: Iterable[Path]) -> list[Gain]:
     """Return the rows of several runs; what they have in common, such as their start, once.
 
     A model with the name of another one, but other numbers, gets its run's folder beside the name.
     """
-    found: dict[str, dict[str, Row]] = {}
+    found: dict[str, dict[str, Gain]] = {}
     for folder in folders:
         if not (folder / FILE).exists():
             continue
-        own: dict[str, list[Row]] = {}
+        own: dict[str, list[Gain]] = {}
         for row in read(folder / FILE):
             own.setdefault(row.rm, []).append(row)
         for rm, rows in own.items():
@@ -99,25 +99,25 @@ def gather(folders: Iterable[Path]) -> list[Row]:
     return [row for rows in found.values() for row in rows.values()]
 
 
-def _number(row: Row) -> tuple[float, int]:
+def _number(row: Gain) -> tuple[float, int]:
     return row.value, row.n
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Gain]) -> str:
     """Return the short table."""
     chance = _chance(rows)
     lines = tables.markdown(_COLUMNS, table(rows)) + (["", chance] if chance else [])
     return "\n".join(lines) + "\n"
 
 
-def show(rows: Sequence[Row]) -> None:
+def show(rows: Sequence[Gain]) -> None:
     """Print the short table on the terminal."""
     tables.show(_COLUMNS, table(rows), "beside the model before training")
     if chance := _chance(rows):
         print(chance)
 
 
-def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def table(rows: Sequence[Gain]) -> list[tuple[str, ...]]:
     """Return the short table's cells, with the reward models of a metric one below the other."""
     shown = [row for row in rows if row.shown]
     order = {name: place for place, name in enumerate(dict.fromkeys(row.name for row in shown))}
@@ -130,7 +130,7 @@ def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return cells
 
 
-def _chance(rows: Sequence[Row]) -> str | None:
+def _chance(rows: Sequence[Gain]) -> str | None:
     return chance_line([row.gain_p for row in rows], [row.gain_p_holm for row in rows], FILE)
 
 

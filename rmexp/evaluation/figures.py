@@ -1,24 +1,24 @@
-"""Figures of comparisons."""
+"""The figure of what training gained."""
 
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from rmexp.evaluation.gains import Row
+from rmexp.evaluation.gains import Gain
 from rmexp.stats.bounds import TOO_FEW
-from rmexp.stats.figures import _BLUE, _PANELS_A_ROW
+from rmexp.stats.figures import BLUE, PANELS_A_ROW
 
 
-def dots(rows: Sequence[Row]) -> Figure:
+def dots(rows: Sequence[Gain]) -> Figure:
     """Draw a panel for each overall number or average: the reward models' values and intervals.
 
-    Models that surely differ from the start (`Row.sure`) are filled, all others are hollow. Where a
-    number has no interval, the panel says so.
+    Models that surely differ from the start (`Gain.sure`) are filled, all others are hollow. Where
+    a number has no interval, the panel says so.
     """
     rows = [row for row in rows if row.shown]
     names = list(dict.fromkeys(row.name for row in rows))
     models = list(dict.fromkeys(row.rm for row in rows))
-    columns = min(len(names), _PANELS_A_ROW)
+    columns = min(len(names), PANELS_A_ROW)
     lines = -(-len(names) // columns)
     size = (3.1 * columns + 1.6, lines * (0.24 * len(models) + 0.9))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
@@ -31,8 +31,8 @@ def dots(rows: Sequence[Row]) -> Figure:
             place = models.index(row.rm)
             if row.low is not None and row.high is not None:
                 axis.plot([row.low, row.high], [place, place], color="black", lw=1)
-            face = _BLUE if row.sure else "white"
-            (point,) = axis.plot(row.value, place, "o", color=_BLUE, markersize=6)
+            face = BLUE if row.sure else "white"
+            (point,) = axis.plot(row.value, place, "o", color=BLUE, markersize=6)
             point.set(markerfacecolor=face, clip_on=False, zorder=3)
         axis.axvline(0.5, color="0.75", lw=0.8, zorder=0)
         few = min((row.n for row in own if row.low is None), default=None)

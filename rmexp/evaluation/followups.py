@@ -11,8 +11,9 @@ from typing import Any
 
 from rmexp.benchmarks import Benchmark
 from rmexp.errors import ConfigError
-from rmexp.evaluation import comparison, gains
+from rmexp.evaluation import comparison
 from rmexp.evaluation.evaluate import evaluate
+from rmexp.evaluation.gains import Gain
 from rmexp.scoring.recorded import RecordedReward, left_out_note, lookup_shared
 from rmexp.scoring.rewards import ImplicitReward, ModelReward
 from rmexp.scoring.scoring import Settings
@@ -117,7 +118,7 @@ def follow(
     beside, `out_dir` gets a table and a figure of all of them, with the gains over the start.
     """
     headlines: dict[str, float] = {}
-    compared: list[gains.Row] = []
+    compared: list[Gain] = []
     for wanted, (suffix, reward) in product(plans, rewards.items()):
         folder = out_dir / "eval" / f"{wanted.folder}{suffix}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +168,7 @@ def follow(
 
 def _compare(
     wanted: FollowUp, rewards: Mapping[str, ModelReward], folder: Path, seed: int
-) -> tuple[list[gains.Row], str | None]:
+) -> tuple[list[Gain], str | None]:
     """Compare on the examples that all models scored; return what is to be said of the others."""
     examples = wanted.benchmark.load().examples
     files = [

@@ -7,7 +7,7 @@ from rmexp.stats.signflips import SURE
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Gain:
     """A metric of one reward model, and its paired difference from the model before training.
 
     `low` and `high` are the 95 % interval of `value`, those of `gain` begin with its name; what

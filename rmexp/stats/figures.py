@@ -16,11 +16,11 @@ from rmexp.stats.intervals import Estimate
 matplotlib.rcParams["text.parse_math"] = False  # a name with two $ is no formula
 
 # Okabe and Ito's colours, told apart by every kind of sight; each with a marker of its own.
-_BLUE = "#0072B2"
-_COLOURS = (_BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+BLUE, ORANGE = "#0072B2", "#D55E00"
+_COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _MAPS_A_ROW = 4
-_PANELS_A_ROW = 3
+PANELS_A_ROW = 3
 _MEASURES = {
     "recorded_reward": "expected recorded reward",
     "winner_rate": "winner ranked first",
@@ -78,9 +78,9 @@ def style_bias(domains: Mapping[str, NDArray[np.float64]]) -> Figure:
         axis.axvline(0, color="0.6", lw=0.8)
         axis.plot([-limit, limit], [-limit, limit], ":", color="0.5", lw=1, label="equal in size")
         axis.plot([-limit, limit], [limit, -limit], ":", color="0.5", lw=1)
-        axis.scatter(there[:, 0], there[:, 1], s=12, color=_BLUE, alpha=0.45, lw=0)
+        axis.scatter(there[:, 0], there[:, 1], s=12, color=BLUE, alpha=0.45, lw=0)
         if len(there):
-            axis.plot(*there.mean(axis=0), "D", color=_COLOURS[1], mec="white", ms=7, label="mean")
+            axis.plot(*there.mean(axis=0), "D", color=ORANGE, mec="white", ms=7, label="mean")
             right, more = (there[:, 0] > 0).mean(), (there[:, 1] > 0).mean()
             shares = f"correctness > 0: {right:.0%}\nverbosity > 0: {more:.0%}"
             axis.set_title(f"{domain} (n={len(there):,})\n{shares}", fontsize=9)
@@ -112,9 +112,9 @@ def bars(estimates: Sequence[Estimate], title: str) -> Figure:
     figure = Figure(figsize=(7.5, height), dpi=150, layout="constrained")
     axis = figure.subplots()
     places = np.arange(len(estimates))
-    faces = [_BLUE if estimate.known else "white" for estimate in estimates]
+    faces = [BLUE if estimate.known else "white" for estimate in estimates]
     values = [estimate.value for estimate in estimates]
-    axis.barh(places, values, color=faces, edgecolor=_BLUE, height=0.7)
+    axis.barh(places, values, color=faces, edgecolor=BLUE, height=0.7)
     for place, estimate in zip(places, estimates, strict=True):
         if estimate.low is not None and estimate.high is not None:
             axis.plot([estimate.low, estimate.high], [place, place], color="black", lw=1.2)

@@ -15,7 +15,7 @@ from rmexp.schema import Example
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class EncodedPair:
     """A chosen and a rejected response, encoded; `references` are their log pi_ref, in nats."""
 
     id: str
@@ -24,7 +24,7 @@ class Pair:
     references: tuple[float, float] | None = None
 
 
-class Batch(NamedTuple):
+class PairBatch(NamedTuple):
     """Pairs as tensors: the chosen responses, then the rejected ones in the same order.
 
     `ids` is `(2 * pairs, length)`, padded on the right; `lengths`, `starts` and `ends` (of the
@@ -53,7 +53,7 @@ class EncodedPairs:
     objective needs, cannot be read.
     """
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[EncodedPair, ...]
     truncated: int
     dropped: int
     bad_rows: tuple[str, ...] = ()
@@ -89,7 +89,7 @@ def encode_pairs(
             response = example.chosen[0] if rejected.placed else example.rejected[0]
             bad_rows.append(unplaced(example.id, response))
         else:
-            pairs.append(Pair(example.id, chosen, rejected))
+            pairs.append(EncodedPair(example.id, chosen, rejected))
     if not skips:
         refuse_unplaced(bad_rows, "data")
     dropped = len(examples) - len(pairs) - len(bad_rows)
@@ -124,7 +124,7 @@ class Batches:
 
     def __init__(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence[EncodedPair],
         size: int,
         share: tuple[int, int] = (0, 1),
         pad: int = 0,
@@ -147,7 +147,7 @@ class Batches:
             whole = len(self._together)
         return whole if self._most is None else min(whole, self._most)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[PairBatch]:
         """Yield an epoch's batches; after `load_state_dict`, those that are left of it."""
         begin, self._begin = self._begin % len(self), 0
         if self._together is not None:
@@ -178,7 +178,7 @@ class Batches:
             left -= cost
         return groups
 
-    def _batch(self, groups: Sequence[Sequence[int]], number: int) -> Batch:
+    def _batch(self, groups: Sequence[Sequence[int]], number: int) -> PairBatch:
         batch = groups[number]
         first = number - number % self._accumulate
         step = sum(len(group) for group in groups[first : first + self._accumulate])
@@ -201,14 +201,16 @@ class Batches:
         self._epoch, self._begin = state["epoch"], state["next"]
 
 
-def _tokens(pair: Pair) -> int:
+def _tokens(pair: EncodedPair) -> int:
     """Return the tokens of a pair, what its responses share counting once."""
     rows = (pair.chosen, pair.rejected)
     lengths = [len(row.ids) for row in rows]
     return sum(count_tokens(fork, lengths) for fork in find_forks(rows))
 
 
-def collate(pairs: Sequence[Pair], real: Sequence[float], weight: float, pad: int = 0) -> Batch:
+def collate(
+    pairs: Sequence[EncodedPair], real: Sequence[float], weight: float, pad: int = 0
+) -> PairBatch:
     """Return the pairs as one batch; `weight` is that of each pair that is `real`."""
     rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     lengths = torch.tensor([len(row.ids) for row in rows])
@@ -217,7 +219,7 @@ def collate(pairs: Sequence[Pair], real: Sequence[float], weight: float, pad: in
         ids[place, : len(row.ids)] = torch.tensor(row.ids)
     references = [pair.references or (0.0, 0.0) for pair in pairs]
     counted = torch.tensor(real)
-    return Batch(
+    return PairBatch(
         ids,
         lengths,
         torch.tensor([row.start for row in rows]),

@@ -13,7 +13,7 @@ from transformers.modeling_utils import PreTrainedModel
 from rmexp.errors import ConfigError, ScoreError, is_full_disk
 from rmexp.outside import read_checkpoint
 from rmexp.scoring.rewards import open_reward
-from rmexp.training.batches import Batches, Pair
+from rmexp.training.batches import Batches, EncodedPair
 from rmexp.training.objectives import Objective
 from rmexp.training.recipe import Recipe, Start, build_model
 from rmexp.training.starts import merge_lora
@@ -29,7 +29,7 @@ def export(
     recipe: Recipe,
     checkpoint: Path,
     rmexp: Mapping[str, Any],
-    pairs: Sequence[Pair],
+    pairs: Sequence[EncodedPair],
     folder: Path,
 ) -> float:
     """Save a training checkpoint's model as `folder`, read it again, and compare.
@@ -94,7 +94,7 @@ def _trained(
     return trained
 
 
-def _reread(start: Start, folder: Path, probe: Sequence[Pair]) -> "np.ndarray[Any, Any]":
+def _reread(start: Start, folder: Path, probe: Sequence[EncodedPair]) -> "np.ndarray[Any, Any]":
     """Return the rewards of the chosen, then the rejected responses, as evaluation reads them."""
     reward = open_reward(
         path=str(folder), dtype=start.dtype, attention=start.column.attention, device="cpu"

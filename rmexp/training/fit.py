@@ -20,7 +20,7 @@ from rmexp.outside import read_checkpoint
 from rmexp.signals import Killed
 from rmexp.tracking.runs import Run
 from rmexp.training.batches import Batches
-from rmexp.training.curves import RunLogger
+from rmexp.training.logger import RunLogger
 from rmexp.training.module import PreferenceModule
 from rmexp.training.options import make_trainer
 from rmexp.training.recipe import Recipe

@@ -14,7 +14,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from rmexp.errors import ScoreError
 from rmexp.models.backbone import Model
-from rmexp.training.batches import Batch
+from rmexp.training.batches import PairBatch
 from rmexp.training.objectives import Objective
 from rmexp.training.sharding import Sharded, shard
 
@@ -59,19 +59,19 @@ class PreferenceModule(LightningModule):
             assert self.device_mesh is not None
             shard(self, self.model, "read", self.device_mesh["data_parallel"])
 
-    def read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def read(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses, rewards of the chosen and of the rejected responses, `(pairs,)` each."""
         rewards = self.objective.rewards(self.model, batch)
         chosen, rejected = (part.clone() for part in rewards.chunk(2))  # a view loses FSDP's hooks
         return self.objective.loss(chosen, rejected), chosen, rejected
 
-    def training_step(self, batch: Batch, number: int) -> Tensor:
+    def training_step(self, batch: PairBatch, number: int) -> Tensor:
         """Return this device's share of the step's mean loss, of which Lightning makes the mean."""
         losses, chosen, rejected = self.read(batch)
         self._trained.add(batch, losses.detach(), chosen.detach(), rejected.detach())
         return (batch.weights * losses).sum()
 
-    def validation_step(self, batch: Batch, number: int) -> None:
+    def validation_step(self, batch: PairBatch, number: int) -> None:
         """Add a batch to the validation's sums."""
         self._validated.add(batch, *self.read(batch))
 
@@ -223,7 +223,7 @@ class _Sums:
         self._parts: list[Tensor] = []
         self._losses: list[tuple[Sequence[str], Tensor]] = []
 
-    def add(self, batch: Batch, losses: Tensor, chosen: Tensor, rejected: Tensor) -> None:
+    def add(self, batch: PairBatch, losses: Tensor, chosen: Tensor, rejected: Tensor) -> None:
         values = [losses, (chosen > rejected).float(), chosen - rejected, chosen, rejected]
         tokens = batch.lengths.view(2, -1).sum(0)
         values += [torch.ones_like(losses), tokens.float()]

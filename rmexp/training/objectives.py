@@ -10,7 +10,7 @@ from rmexp.models.backbone import Model
 from rmexp.models.checkpoints import Checkpoint
 from rmexp.models.forward import response_logps, scalar_rewards
 from rmexp.models.loading import load_policy
-from rmexp.training.batches import Batch
+from rmexp.training.batches import PairBatch
 from rmexp.training.losses import preference_loss
 from rmexp.training.starts import load_classifier
 
@@ -32,7 +32,7 @@ class Objective(Protocol):
         """Load the model that training starts from, on the CPU."""
         ...
 
-    def rewards(self, model: Model, batch: Batch) -> Tensor:
+    def rewards(self, model: Model, batch: PairBatch) -> Tensor:
         """Return the rewards `(2 * pairs,)`, as evaluation reads them."""
         ...
 
@@ -68,7 +68,7 @@ class BradleyTerry:
         """Load a reward model, or put a new head on a language model."""
         return load_classifier(checkpoint, tokenizer, dtype, attention, seed)
 
-    def rewards(self, model: Model, batch: Batch) -> Tensor:
+    def rewards(self, model: Model, batch: PairBatch) -> Tensor:
         """Return the head's output at each response's last token: `(2 * pairs,)`."""
         return scalar_rewards(model, batch.ids, batch.lengths, batch.forks)
 
@@ -113,7 +113,7 @@ class DPO:
         """Load a causal language model."""
         return load_policy(checkpoint, dtype, attention, "cpu")
 
-    def rewards(self, model: Model, batch: Batch) -> Tensor:
+    def rewards(self, model: Model, batch: PairBatch) -> Tensor:
         """Return beta * (log pi - log pi_ref), in nats: `(2 * pairs,)`."""
         weight = model.get_output_embeddings().weight.float()
         logps = response_logps(

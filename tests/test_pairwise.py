@@ -167,6 +167,13 @@ def test_settings_that_cannot_work(tmp_path):
             open_tiny(folder, labels=labels)
 
 
+def test_a_template_in_which_the_label_changes_the_pair_is_refused_at_once(tmp_path):
+    folder = tiny_policy(tmp_path / "model")
+    changing = "{% if messages[-1]['content'] == 'A' %}Hm. {% endif %}" + TEMPLATE
+    with pytest.raises(ConfigError, match=r"another pair before A than before B: give another one"):
+        open_tiny(folder, labels=["A", "B"], chat_template=changing)
+
+
 def test_it_says_how_it_judges(tmp_path):
     assert open_tiny(tiny_scalar(tmp_path / "a")).description == "pairwise, head, both orders"
     policy = open_tiny(tiny_policy(tmp_path / "b"), labels=["A", "B"])

@@ -197,6 +197,8 @@ def test_bf16_keeps_the_head_in_fp32(tmp_path: Path) -> None:
         ({"max_length": 0}, "positive number of tokens"),
         ({"max_length": "long"}, "positive number of tokens"),
         ({"chat_template": "nowhere.jinja"}, "cannot read it"),
+        ({"chat_template": "{{ 1 / 0 }}"}, r"cannot be rendered \(ZeroDivisionError"),
+        ({"chat_template": "{% for %}"}, r"cannot be rendered \(TemplateSyntaxError"),
         ({"device": "cuda"}, "no CUDA device"),
     ],
 )

@@ -44,6 +44,18 @@ class PairwiseJudge:
         """Return the model's digests."""
         return self.reward.fingerprints(cache)
 
+    def check_labels(self) -> None:
+        """Raise ConfigError where the template does not leave a label its place."""
+        if self.labels is None:
+            return
+        pair = self._example("", (Message("user", "Hi"),), "Hello", "Go")
+        rows = self.reward.chat.encode([(pair.prompt, label) for label in self.labels])
+        if not all(row is None or row.placed for row in rows):
+            raise ConfigError(
+                f"the chat template of {self.name} writes another pair before {self.labels[0]} "
+                f"than before {self.labels[1]}: give another one as model.chat_template"
+            )
+
     def compare(
         self, pairs: Sequence[Pair], settings: Settings, tally: Tally
     ) -> list[Verdict | None]:
@@ -136,4 +148,6 @@ def open_pairwise(
         device_map=device_map,
     )
     words = None if labels is None else (str(labels[0]), str(labels[1]))
-    return PairwiseJudge(reward.name, reward, words)
+    judge = PairwiseJudge(reward.name, reward, words)
+    judge.check_labels()
+    return judge

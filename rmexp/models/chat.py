@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -112,6 +113,14 @@ class Chat:
         (text,) = self._texts([prompt], add_generation_prompt=True)
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
+
+    def check(self) -> None:
+        """Raise ConfigError for a template that fails whatever the conversation.
+
+        One that refuses the plainest conversation may take others.
+        """
+        with suppress(DataError):
+            self._texts([(Message("user", "Hi"), Message("assistant", "Hello"))])
 
     @property
     def dated(self) -> str | None:

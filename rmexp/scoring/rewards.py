@@ -203,6 +203,7 @@ def open_reward(
     length = max_length or _max_length(checkpoint, tokenizer)
     template = _template(chat_template, tokenizer)
     chat = Chat(tokenizer, length, template, date)
+    chat.check()
     name = name or checkpoint.name
 
     def column(source: Checkpoint, reads: Literal["score", "logps"]) -> Column:

@@ -352,7 +352,7 @@ def test_a_hub_data_set_that_cannot_be_loaded(tmp_path, monkeypatch):
 
 
 def test_importing_is_cheap():
-    modules = ["sources", "benchmarks.rewardbench", "benchmarks.rmbench", "benchmarks.rmb"]
+    modules = ["data.sources", "benchmarks.rewardbench", "benchmarks.rmbench", "benchmarks.rmb"]
     heavy = {"torch", "transformers", "datasets", "pandas", "matplotlib", "pyarrow", "mlflow"}
     code = (
         f"import sys\n"

@@ -43,6 +43,9 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     started = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else os.getcwd()
     plain = {str(key): absolute(value, started, str(key)) for key, value in resolved.items()}
     whole(plain, "seed")
+    model = plain.get("model")
+    if isinstance(model, dict) and model.get("name") is not None:
+        plain["model"] = model | {"name": str(model["name"])}  # a number is a name too
     return plain
 
 

@@ -150,6 +150,7 @@ def write_table(path: Path, tasks: tuple[str, ...]) -> Path:
     return path
 
 
+@pytest.mark.timeout(1500)  # a dozen commands, each its own start
 def test_readme_commands_run(project_root: Path, places: dict[str, str]) -> None:
     commands = readme_commands(project_root)
     assert {" ".join(words) for _, *words in commands} == set(STAND_INS)

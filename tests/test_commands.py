@@ -599,13 +599,13 @@ def test_a_number_is_a_name_too(command):
 def test_the_password_of_a_server_is_written_nowhere(command, monkeypatch):
     """With a server that is reached: only the client is told the whole address."""
     whole = "http://me:p@ss-hunter2@127.0.0.1:5000"
-    connect = tracking._connect
+    connect = tracking.connect
 
     def here(uri: str, experiment: str) -> Any:
         assert uri == whole
         return connect(command.uri, experiment)
 
-    monkeypatch.setattr(tracking, "_connect", here)
+    monkeypatch.setattr(tracking, "connect", here)
     words = ["bench.limit=1", f"tracking.uri='{whole}'"]
     one = command(*words, out="one")
     several = command(*words, out="several", options=("-m",))

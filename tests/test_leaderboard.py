@@ -8,7 +8,8 @@ from test_tracked import evaluated
 from test_tracking import fresh_database
 
 from rmexp.evaluation.leaderboard import make_board
-from rmexp.tracking.runs import MlflowClient, fetch_files, finished_runs
+from rmexp.tracking.finished import fetch_files, finished_runs
+from rmexp.tracking.runs import MlflowClient
 from rmexp.tracking.tracked import Evaluation, Measured
 
 HEADLINES = ("rmb/overall", "rmbench/overall", "toy/overall")

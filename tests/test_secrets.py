@@ -13,6 +13,7 @@ from rmexp import secrets
 from rmexp.errors import ConfigError
 from rmexp.evaluation import evaluate
 from rmexp.judges.endpoint import Endpoint
+from rmexp.tracking import connection
 from rmexp.tracking import runs as tracking
 
 SECRET = "hunter2/sl@sh"  # in a password; as a parameter and as a key it is another one
@@ -53,7 +54,7 @@ def assert_nothing_left(top: Path, *texts: str) -> None:
     ],
 )
 def test_no_secret_is_left_behind(command, pairs, monkeypatch, options, fate, uri):  # noqa: F811
-    connect = tracking._connect
+    connect = tracking.connect
 
     def here(given: str, experiment: str) -> Any:
         assert given == uri
@@ -63,10 +64,10 @@ def test_no_secret_is_left_behind(command, pairs, monkeypatch, options, fate, ur
         """Of the address as it is."""
 
     if fate != "unreachable":
-        monkeypatch.setattr(tracking, "_connect", here)
+        monkeypatch.setattr(tracking, "connect", here)
         monkeypatch.setattr(tracking.Run, "log_dataset", log_dataset)
     if fate == "unreachable" and uri.startswith("http"):
-        monkeypatch.setattr(tracking, "_FIRST_RETRIES", 0)
+        monkeypatch.setattr(connection, "_FIRST_RETRIES", 0)
     if fate == "breaks":
 
         def broken(*_: Any) -> None:

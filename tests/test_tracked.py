@@ -9,7 +9,8 @@ from rmexp.correlation.published_runs import log_published
 from rmexp.correlation.tables import Row, Table
 from rmexp.correlation.tracked import log_policy, tracked_policies, tracked_scores
 from rmexp.errors import ConfigError
-from rmexp.tracking.runs import MlflowClient, finished_runs, tracked_run
+from rmexp.tracking.finished import finished_runs
+from rmexp.tracking.runs import MlflowClient, tracked_run
 from rmexp.tracking.tracked import Measured, evaluations
 
 
@@ -156,11 +157,11 @@ def test_what_is_not_there_is_named(uri):
 
 
 def test_pages_are_read_to_the_end(uri, monkeypatch):
-    from rmexp.tracking import runs as tracking
+    from rmexp.tracking import finished
 
     for rm in "ABCDE":
         evaluated(uri, rm, "toy", {"toy/overall": 0.1})
-    monkeypatch.setattr(tracking, "_RUNS_A_PAGE", 2)
+    monkeypatch.setattr(finished, "_RUNS_A_PAGE", 2)
     found = finished_runs(uri, "e", "tags.rmexp.bench = 'toy'")
     assert [run.tags["rmexp.model"] for run in found] == list("EDCBA")
 

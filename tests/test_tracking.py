@@ -13,13 +13,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from filelock import FileLock
 
 from rmexp.errors import ConfigError, DataError
 from rmexp.signals import Killed, killable
+from rmexp.tracking import connection
 from rmexp.tracking import runs as tracking
-from rmexp.tracking.runs import MlflowClient, Run, TrackingError, fetch_model, redact, tracked_run
+from rmexp.tracking.models import fetch_model
+from rmexp.tracking.runs import MlflowClient, Run, TrackingError, redact, tracked_run
 
 TAGS = {"rmexp.command": "test"}
 
@@ -127,14 +130,14 @@ def test_a_signal_just_after_the_run_began(uri):
 
 
 def test_a_signal_while_connecting_leaves_nothing_running(uri, monkeypatch):
-    connect = tracking._connect
+    connect = tracking.connect
 
     def slow(*args: Any) -> Any:
         found = connect(*args)
         os.kill(os.getpid(), signal.SIGTERM)
         return found
 
-    monkeypatch.setattr(tracking, "_connect", slow)
+    monkeypatch.setattr(tracking, "connect", slow)
     with pytest.raises(Killed), killable():
         opened(uri, lambda run: pytest.fail("the work began"))
     client = MlflowClient(tracking_uri=uri)
@@ -358,9 +361,9 @@ def test_an_address_of_sqlite_without_a_file_is_refused(uri):
 
 def test_artifacts_of_another_database_go_to_the_projects_root(project_root):
     """MLflow would take the folder in which the command was started."""
-    found = tracking._artifacts("postgresql://me:x@host/db", "a b")
+    found = connection._artifacts("postgresql://me:x@host/db", "a b")
     assert found == (project_root / "mlartifacts" / "a%20b").as_uri()
-    assert tracking._artifacts("http://host:5000", "a") is None
+    assert connection._artifacts("http://host:5000", "a") is None
 
 
 def test_a_run_with_a_long_name(uri):
@@ -379,7 +382,7 @@ def test_a_cache_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path):
 
 def test_a_lock_says_nothing_of_its_server(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    one, other = (tracking._lock(f"http://127.0.0.1:{port}/?token=abc") for port in (1, 2))
+    one, other = (connection.lock(f"http://127.0.0.1:{port}/?token=abc") for port in (1, 2))
     assert one != other
     assert one.parent == tmp_path / "rmexp"
     assert re.fullmatch(r"tracking-[0-9a-f]{16}\.lock", one.name)
@@ -401,8 +404,8 @@ def test_a_deleted_experiment_is_named(uri):
 
 def test_a_server_that_never_answers_is_given_up_soon(monkeypatch, tmp_path):
     # A connection, and no word: the slowest of the ways in which a server can be away.
-    assert tracking._FIRST_SECONDS * (1 + tracking._FIRST_RETRIES) <= 15
-    monkeypatch.setattr(tracking, "_FIRST_SECONDS", 1)
+    assert connection._FIRST_SECONDS * (1 + connection._FIRST_RETRIES) <= 15
+    monkeypatch.setattr(connection, "_FIRST_SECONDS", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
@@ -487,13 +490,13 @@ def logged(folder: Path, text: str) -> Callable[[Run], None]:
 def test_what_cannot_change_is_downloaded_once(uri, tmp_path, monkeypatch):
     """A finished run's model and a version; an alias is asked for its version each time."""
     downloads = []
-    download = tracking.mlflow.artifacts.download_artifacts
+    download = mlflow.artifacts.download_artifacts
 
     def counted(model_uri: str, **options: Any) -> str:
         downloads.append(model_uri)
         return str(download(model_uri, **options))
 
-    monkeypatch.setattr(tracking.mlflow.artifacts, "download_artifacts", counted)
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", counted)
     addresses = []
     for number in range(2):
         work = logged(tmp_path / "model", str(number))

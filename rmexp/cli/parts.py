@@ -45,7 +45,7 @@ def model_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the model's config, where `path` is a copy of what `model.uri` names, if it does."""
     model = dict(config["model"])
     if uri := model.pop("uri", None):
-        from rmexp.tracking.runs import fetch_model
+        from rmexp.tracking.models import fetch_model
 
         downloads = folder(config, "store_dir") / "downloaded"
         model["path"] = str(fetch_model(config["tracking"]["uri"], uri, downloads))

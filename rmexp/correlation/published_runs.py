@@ -7,7 +7,8 @@ from dataclasses import astuple
 
 from rmexp.correlation.tables import Row, Table
 from rmexp.tables import plain
-from rmexp.tracking.runs import RESULT_KEY, Run, finished_runs, tracked_run
+from rmexp.tracking.finished import finished_runs
+from rmexp.tracking.runs import RESULT_KEY, Run, tracked_run
 from rmexp.tracking.tracked import EVALUATION, PUBLISHED
 
 log = logging.getLogger(__name__)

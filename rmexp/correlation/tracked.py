@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from rmexp.correlation.tables import Row, Table, table
 from rmexp.errors import ConfigError
 from rmexp.metrics import metric_name, partial_name
-from rmexp.tracking.runs import Run, TrackedRun, finished_runs
+from rmexp.tracking.finished import TrackedRun, finished_runs
+from rmexp.tracking.runs import Run
 from rmexp.tracking.tracked import (
     POLICY,
     Basis,

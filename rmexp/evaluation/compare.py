@@ -18,7 +18,8 @@ from rmexp.scoring.recorded import RecordedReward, left_out_note, lookup_shared
 from rmexp.stats.bounds import interval_text
 from rmexp.stats.paired import Difference, McNemar, differences, match, mcnemar
 from rmexp.stats.signflips import SURE, chance_line
-from rmexp.tracking.runs import RESULT_KEY, Run, fetch_files
+from rmexp.tracking.finished import fetch_files
+from rmexp.tracking.runs import RESULT_KEY, Run
 
 log = logging.getLogger(__name__)
 

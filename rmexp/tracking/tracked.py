@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from rmexp.metrics import is_partial
-from rmexp.tracking.runs import TrackedRun, finished_runs
+from rmexp.tracking.finished import TrackedRun, finished_runs
 
 log = logging.getLogger(__name__)
 

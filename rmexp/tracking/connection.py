@@ -1,0 +1,140 @@
+"""The connection to a tracking server: reached once under a lock, with errors in one line."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from filelock import FileLock
+from google.protobuf.json_format import ParseError
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
+
+from rmexp.errors import ConfigError
+from rmexp.files import ROOT, make_cache
+from rmexp.secrets import redact
+
+_EXPERIMENT_LENGTH = 500
+_FOLDER_LENGTH = 150  # a file system's limit is 255 bytes
+# The UI then opens the experiment as a table of runs; by default it shows the traces of agents.
+_SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}
+# A server may answer nonsense, and a database's driver be missing.
+ERRORS = (MlflowException, SQLAlchemyError, OSError, ParseError, ImportError)
+# The seconds and the tries that a first contact gets; MLflow's own settings wait for minutes.
+_FIRST_SECONDS, _FIRST_RETRIES = 7, 1
+
+
+def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
+    """Return a client and the experiment's id, making database and experiment once, under a lock.
+
+    Two processes that create an SQLite database at the same time crash, and the loser of a race for
+    an experiment would file its run elsewhere.
+    """
+    for noisy in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Its retries are followed by our own message, or by success.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    _check_experiment(experiment)
+    with reached(uri), FileLock(lock(uri)), impatient():
+        client = MlflowClient(tracking_uri=uri)
+        existing = client.get_experiment_by_name(experiment)
+        if existing is not None and existing.lifecycle_stage == "deleted":
+            raise ConfigError(
+                f"the experiment {experiment} was deleted: restore it, or give another "
+                "tracking.experiment"
+            )
+        if existing is not None:
+            return client, str(existing.experiment_id)
+        location = _artifacts(uri, experiment)
+        return client, str(client.create_experiment(experiment, location, tags=_SHOWN_AS))
+
+
+@contextmanager
+def reached(uri: str) -> Iterator[None]:
+    """Turn a tracking server's first errors into a ConfigError."""
+    try:
+        yield
+    except ERRORS as error:
+        raise ConfigError(
+            f"cannot use the tracking server {redact(uri)} ({first_line(error)}): start it, or "
+            "give another one as tracking.uri (sqlite:////path/mlflow.db or http://host:port)"
+        ) from error
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Let MLflow's requests fail within about twenty seconds, whatever the server does."""
+    settings = {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_FIRST_SECONDS),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(_FIRST_RETRIES),
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _check_experiment(name: str) -> None:
+    if not name.strip() or not name.isprintable() or len(name) > _EXPERIMENT_LENGTH:
+        raise ConfigError(
+            f"tracking.experiment={name[:50]!r}: give a name of 1 to {_EXPERIMENT_LENGTH} "
+            "printable characters"
+        )
+
+
+def _database(uri: str) -> Path | None:
+    """Return the file of a database of SQLite, None for any other server."""
+    if not uri.startswith(("sqlite:", "sqlite+")):
+        return None
+    path = uri.partition("://")[2].partition("?")[0].removeprefix("/")
+    if path in ("", ":memory:") or path.endswith("/") or Path(path).is_dir():
+        raise ConfigError(f"tracking.uri={uri} names no file: give sqlite:////path/mlflow.db")
+    return Path(path)
+
+
+def _artifacts(uri: str, experiment: str) -> str | None:
+    """Return where the artifacts of a new experiment go; a server of MLflow's decides itself.
+
+    Beside the database of SQLite; for another one in the project's root, where MLflow would take
+    the folder in which the command was started.
+    """
+    if uri.startswith(("http:", "https:")):
+        return None
+    database = _database(uri)
+    top = ROOT if database is None else database.absolute().parent
+    name = quote(experiment, safe="")
+    if not name.strip("."):  # no name of a folder
+        name = name.replace(".", "%2E")
+    if len(name) > _FOLDER_LENGTH:
+        name = f"{name[: _FOLDER_LENGTH - 17]}-{_digest(experiment)}"
+    return (top / "mlartifacts" / name).as_uri()
+
+
+def lock(uri: str) -> Path:
+    """Return the file that processes lock to write to a tracking server what must not be doubled.
+
+    It lies beside the database of SQLite, else in the user's cache folder.
+    """
+    if database := _database(uri):
+        database.parent.mkdir(parents=True, exist_ok=True)
+        return database.with_name(f"{database.name}.lock")
+    return make_cache() / f"tracking-{_digest(redact(uri))}.lock"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, without the addresses' passwords."""
+    return redact((str(error).strip() or type(error).__name__).splitlines()[0])

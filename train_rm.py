@@ -70,7 +70,7 @@ def train(config: dict[str, Any], out_dir: Path, run: "Run | None") -> str:
 
 def _start(config: Mapping[str, Any], dtype: str) -> "Start":
     """Open the model to start from, to be trained in `dtype`, and a reference that is given."""
-    from rmexp.scoring.rewards import ImplicitReward, ScalarReward
+    from rmexp.scoring.model_reward import ModelReward
     from rmexp.training.recipe import Start
 
     model = model_config(config)
@@ -78,7 +78,7 @@ def _start(config: Mapping[str, Any], dtype: str) -> "Start":
     if reference and config["objective"]["_target_"].endswith("DPO"):
         model["reader"] = "implicit"
     reward = build(model)
-    if not isinstance(reward, ScalarReward | ImplicitReward):
+    if not isinstance(reward, ModelReward):
         raise ConfigError("recorded rewards cannot be trained: give a model, such as model=smollm2")
     return Start(
         reward,

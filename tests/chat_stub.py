@@ -8,7 +8,7 @@ from pathlib import Path
 from rmexp.judges.engine import Answer, Done, Question, Sampling
 from rmexp.judges.llm import ChatJudge
 from rmexp.judges.prompts import open_prompts
-from rmexp.scoring.scoring import Settings
+from rmexp.scoring.score import Settings
 
 _SHOWN = re.compile(r"<(answer\w*)>\n(.*?)\n</\1>", re.DOTALL)
 

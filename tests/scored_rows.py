@@ -8,6 +8,7 @@ import numpy as np
 
 from rmexp.benchmarks import Benchmark
 from rmexp.schema import Dataset, Example, ScoredExample, scored_example
+from rmexp.scoring.score import Reward, Scoring, Settings
 from rmexp.stats.intervals import Estimate, intervals
 
 
@@ -21,6 +22,11 @@ def write_json(path: Path, rows: Iterable[object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(list(rows)), encoding="utf-8")
     return path
+
+
+def score(reward: Reward, examples: Iterable[Example], settings: Settings) -> Scoring:
+    """Score examples that come from nowhere."""
+    return reward.score(Dataset(tuple(examples), "a test"), settings)
 
 
 def row(id: str, subset: str, chosen: Sequence[float], rejected: Sequence[float]) -> ScoredExample:

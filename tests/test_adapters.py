@@ -21,7 +21,8 @@ from rmexp.models.checkpoints import Checkpoint, find_checkpoint
 from rmexp.models.forks import Fork
 from rmexp.models.forward import scalar_reader, scalar_rewards
 from rmexp.models.loading import load_scalar
-from rmexp.scoring.rewards import Column, open_reward
+from rmexp.scoring.columns import Column
+from rmexp.scoring.rewards import open_reward
 
 WIDTH, HIDDEN, OBJECTIVES, QUANTILES = 16, 8, 5, 3
 LLAMA_GATE = (128009, 128006, 78191, 128007, 271)

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 from running import Done, one_thread, run_apart, run_script
-from scored_rows import write_lines
+from scored_rows import score, write_lines
 from test_tracking import fresh_database
 from tiny import tiny_policy, tiny_scalar
 
@@ -32,7 +32,7 @@ from rmexp.evaluation import evaluate
 from rmexp.models.checkpoints import find_checkpoint
 from rmexp.schema import fingerprint
 from rmexp.scoring.rewards import open_reward
-from rmexp.scoring.scoring import Settings, score
+from rmexp.scoring.score import Settings
 from rmexp.scoring.store import ScoreStore
 from rmexp.tracking import runs as tracking
 from rmexp.tracking.run_folder import hold, running, write_status

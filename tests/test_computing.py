@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from scored_rows import score
 from tiny import tiny_scalar
 
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.models.chat import Chat, Encoded
 from rmexp.models.forks import count_tokens, find_forks
 from rmexp.schema import Example, Message
+from rmexp.scoring.columns import Column
 from rmexp.scoring.plan import shares
-from rmexp.scoring.rewards import Column, open_reward
-from rmexp.scoring.scoring import Settings, score
+from rmexp.scoring.rewards import open_reward
+from rmexp.scoring.score import Settings
 from rmexp.scoring.store import ScoreStore
 
 

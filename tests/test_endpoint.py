@@ -23,7 +23,7 @@ from rmexp.errors import ConfigError, ScoreError
 from rmexp.judges import endpoint
 from rmexp.judges.endpoint import Endpoint
 from rmexp.judges.engine import TOO_LONG, Answer, Question, Sampling
-from rmexp.scoring.scoring import Settings
+from rmexp.scoring.score import Settings
 
 GREEDY = Sampling(0.0, 1.0, 16, None)
 KEY = "sk-very-secret"
@@ -361,7 +361,7 @@ from rmexp.judges.llm import ChatJudge, Sampling
 from rmexp.judges.prompts import open_prompts
 from rmexp.judges.verdicts import judge_examples
 from rmexp.schema import Dataset, Example, Message
-from rmexp.scoring import Settings
+from rmexp.scoring.score import Settings
 from rmexp.signals import killable
 
 engine = Endpoint(sys.argv[1], "m", concurrency=2, timeout=60.0)

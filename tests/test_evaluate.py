@@ -19,7 +19,7 @@ from rmexp.evaluation.evaluate import evaluate
 from rmexp.evaluation.evaluate import write_lines as write_lines_of_a_run
 from rmexp.scoring.recorded import RecordedReward
 from rmexp.scoring.rewards import open_reward
-from rmexp.scoring.scoring import Settings
+from rmexp.scoring.score import Settings
 
 
 def run_of(sent: dict[str, Any]) -> Any:
@@ -29,6 +29,7 @@ def run_of(sent: dict[str, Any]) -> Any:
         set_tags=sent.update,
         log_metrics=sent.update,
         note=lambda text: sent.update(note=text),
+        keep=lambda *paths: None,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from scored_rows import score
 from tiny import tiny_adapter, tiny_encoder, tiny_policy, tiny_scalar, tiny_tokenizer
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
@@ -17,7 +18,7 @@ from rmexp.models.chat import Encoded
 from rmexp.models.checkpoints import find_checkpoint
 from rmexp.schema import Example, Message
 from rmexp.scoring.rewards import ImplicitReward, open_reward
-from rmexp.scoring.scoring import Settings, score
+from rmexp.scoring.score import Settings
 from rmexp.training.starts import load_classifier
 
 INDEX = "model.safetensors.index.json"

@@ -16,7 +16,7 @@ from rmexp.judges.llm import open_judge
 from rmexp.judges.local import Local, open_local
 from rmexp.judges.verdicts import judge_examples
 from rmexp.schema import Dataset, Example, Message
-from rmexp.scoring.scoring import Settings
+from rmexp.scoring.score import Settings
 
 GREEDY = Sampling(0.0, 1.0, 12, None)
 DRAWN = Sampling(1.0, 1.0, 12, 0)

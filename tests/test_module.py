@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scored_rows import score
 from tiny import tiny_encoder, tiny_policy, tiny_scalar
 from training import OBJECTIVES, encoded, fit, module, quiet_trainer, start, toy_examples
 
 from rmexp.errors import ScoreError
 from rmexp.metrics import wins
-from rmexp.scoring.scoring import Settings, score
+from rmexp.scoring.score import Settings
 from rmexp.training.batches import Batches
 from rmexp.training.objectives import DPO, BradleyTerry
 

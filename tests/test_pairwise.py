@@ -1,6 +1,5 @@
 """Pairwise preference models: random weights, and margins that are made up."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,11 +8,11 @@ from tiny import tiny_encoder, tiny_policy, tiny_scalar
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rmexp.errors import ConfigError
-from rmexp.judges import pairwise
 from rmexp.judges.pairwise import PairwiseJudge, open_pairwise
 from rmexp.judges.verdicts import Pair, Tally, judge_examples
 from rmexp.schema import Dataset, Example, Message, ScoredExample
-from rmexp.scoring.scoring import Scoring, Settings
+from rmexp.scoring.model_reward import ModelReward
+from rmexp.scoring.score import Scoring, Settings
 
 TEMPLATE = (
     "<s>{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -104,7 +103,8 @@ def test_the_higher_sum_of_margins_wins(first, second, share, consistent, tmp_pa
     """`first` is the margin of A with the chosen response as A, `second` with it as B."""
     margins = {"good": first, "bad": second}  # by what stands first
 
-    def score(reward: object, examples: Sequence[Example], settings: Settings) -> Scoring:
+    def score(reward: object, data: Dataset, settings: Settings) -> Scoring:
+        examples = data.examples
         rewards = [margins[example.prompt[-1].content] for example in examples]
         rows = [
             ScoredExample(example.id, "", "", (reward,), ())
@@ -112,7 +112,7 @@ def test_the_higher_sum_of_margins_wins(first, second, share, consistent, tmp_pa
         ]
         return Scoring(rows, {})
 
-    monkeypatch.setattr(pairwise, "score", score)
+    monkeypatch.setattr(ModelReward, "score", score)
     judge = open_tiny(tiny_scalar(tmp_path / "model"))
     found = judge.compare([Pair(PROMPT, "good", "bad")], Settings(tmp_path / "store"), Tally())
     (verdict,) = found

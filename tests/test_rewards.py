@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scored_rows import score
 from tiny import tiny_encoder, tiny_policy, tiny_scalar
 from transformers import (
     AutoModelForCausalLM,
@@ -18,7 +19,7 @@ from transformers import (
 from rmexp.errors import ConfigError
 from rmexp.schema import Example, Message, ScoredExample
 from rmexp.scoring.rewards import ImplicitReward, ScalarReward, implicit_rewards, open_reward
-from rmexp.scoring.scoring import Settings, score
+from rmexp.scoring.score import Settings
 
 ANSWERS = ("It is 42.", "42", "", "Well, 17 and 25 make 41, I think.\n\nOr **43**.")
 

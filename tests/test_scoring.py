@@ -5,16 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from scored_rows import score
 from tiny import tiny_encoder, tiny_policy, tiny_scalar
 
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.models.chat import Encoded
 from rmexp.models.forward import Reader
 from rmexp.schema import Example, Message
-from rmexp.scoring import scoring
+from rmexp.scoring import model_reward
+from rmexp.scoring.columns import Column
 from rmexp.scoring.recorded import RecordedReward
-from rmexp.scoring.rewards import Column, open_reward
-from rmexp.scoring.scoring import Settings, score
+from rmexp.scoring.rewards import open_reward
+from rmexp.scoring.score import Settings
 
 
 def example(id: str, prompt: str, chosen: Sequence[str], rejected: Sequence[str]) -> Example:
@@ -267,7 +269,7 @@ def test_scoring_module_keeps_no_state() -> None:
     """A sweep's second job must equal the same job alone."""
     kept = {
         name: value
-        for name, value in vars(scoring).items()
+        for name, value in vars(model_reward).items()
         if isinstance(value, dict | list | set) and not name.startswith("__")
     }
     assert kept == {}

@@ -18,7 +18,7 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from tiny import tiny_policy
 from training import OBJECTIVES, quiet_trainer, start
 
-from rmexp.scoring.scoring import Settings
+from rmexp.scoring.score import Settings
 from rmexp.training.data import ToyPairs
 from rmexp.training.recipe import Recipe
 from rmexp.training.sharding import Sharded

@@ -14,7 +14,7 @@ import pytest
 import torch
 from filelock import FileLock
 from running import Ended, run_apart, run_script
-from scored_rows import write_lines
+from scored_rows import score, write_lines
 from test_tracking import fresh_database
 from tiny import tiny_policy, tiny_scalar
 
@@ -24,7 +24,7 @@ from rmexp.cli.jobs import Job, note_job
 from rmexp.models import loading
 from rmexp.schema import Example, Message
 from rmexp.scoring.rewards import open_reward
-from rmexp.scoring.scoring import Settings, score
+from rmexp.scoring.score import Settings
 from rmexp.stats.bestofn import Point, kl, write
 from rmexp.tracking.run_folder import hold, running, write_status
 from rmexp.tracking.runs import MlflowClient, open_run

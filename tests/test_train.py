@@ -36,7 +36,7 @@ from rmexp.evaluation import comparison
 from rmexp.evaluation.followups import plan
 from rmexp.schema import Message
 from rmexp.scoring.rewards import open_reward
-from rmexp.scoring.scoring import Settings
+from rmexp.scoring.score import Settings
 from rmexp.tracking.runs import Run
 from rmexp.training import train as train_module
 from rmexp.training.data import ToyPairs, split_by_prompt

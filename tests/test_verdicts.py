@@ -24,10 +24,10 @@ from rmexp.benchmarks.rmbench import RMBench
 from rmexp.benchmarks.toy import Toy
 from rmexp.errors import DataError, ScoreError
 from rmexp.evaluation.evaluate import write_scores
-from rmexp.judges.verdicts import Judging, judge_examples
+from rmexp.judges.verdicts import judge_examples
 from rmexp.schema import Dataset, Example, Message
 from rmexp.scoring.recorded import RecordedReward
-from rmexp.scoring.scoring import Settings
+from rmexp.scoring.score import Scoring, Settings
 from rmexp.stats.intervals import intervals
 
 
@@ -87,7 +87,7 @@ def test_a_judge_that_always_takes_one_position_gets_half_and_is_never_consisten
     assert own_metrics(judging) == {"judge/position_consistency": 0.0, "judge/unparsed": 0.0}
 
 
-def own_metrics(judging: Judging) -> dict[str, float]:
+def own_metrics(judging: Scoring) -> dict[str, float]:
     found = intervals(judging.metrics, judging.scored, np.random.default_rng(0), samples=2)
     return {estimate.name: estimate.value for estimate in found}
 

@@ -11,7 +11,7 @@ from lightning import Trainer
 
 from rmexp.schema import Example
 from rmexp.scoring.rewards import open_reward
-from rmexp.scoring.scoring import Settings
+from rmexp.scoring.score import Settings
 from rmexp.training.batches import Batches, EncodedPair, encode_pairs
 from rmexp.training.data import ToyPairs
 from rmexp.training.module import PreferenceModule

@@ -7,7 +7,7 @@ from rmexp.cli.configs import folder, whole
 from rmexp.tracking.identity import result_key
 
 if TYPE_CHECKING:
-    from rmexp.scoring.scoring import Settings
+    from rmexp.scoring.score import Settings
     from rmexp.tracking.runs import Run
 
 
@@ -30,7 +30,7 @@ def keyed(config: Mapping[str, Any], run: "Run | None", headline: str) -> Callab
 def settings(config: Mapping[str, Any]) -> "Settings":
     """Return how to score, of what evaluations and trainings both set."""
     from rmexp.models.chat import check_on_overlength
-    from rmexp.scoring.scoring import Settings
+    from rmexp.scoring.score import Settings
 
     tokens = config["batch_tokens"]
     return Settings(

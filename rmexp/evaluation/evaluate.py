@@ -10,14 +10,9 @@ import numpy as np
 
 from rmexp import tables
 from rmexp.benchmarks import Benchmark
-from rmexp.judges.llm import ChatJudge
-from rmexp.judges.pairwise import PairwiseJudge
-from rmexp.judges.verdicts import Judging, judge_examples
 from rmexp.metrics import Mean, metric_name, plain_name
 from rmexp.schema import Dataset, ScoredExample, fingerprint
-from rmexp.scoring.recorded import RecordedReward
-from rmexp.scoring.rewards import ModelReward
-from rmexp.scoring.scoring import Scoring, Settings, score
+from rmexp.scoring.score import Reward, Scoring, Settings
 from rmexp.stats import bestofn
 from rmexp.stats.bounds import interval_text
 from rmexp.stats.intervals import Estimate, intervals
@@ -27,15 +22,13 @@ from rmexp.tracking.tracked import MISSING
 
 log = logging.getLogger(__name__)
 
-Evaluated = ModelReward | RecordedReward | ChatJudge | PairwiseJudge
-
 _SHOWN_LEVELS = 3  # a table shows `rmb/bon/helpfulness`, and leaves what is finer to the files
 _NAMED_ROWS = 5
 _COLUMNS = ("metric", "value", "95 % interval", "n")
 
 
 def evaluate(
-    reward: Evaluated,
+    reward: Reward,
     benchmark: Benchmark,
     settings: Settings,
     out_dir: Path,
@@ -58,25 +51,17 @@ def evaluate(
         _warn_of_bad_rows(data.bad_rows)
     run.log_dataset(benchmark.name, digest, data.source, {"num_rows": len(data.examples)})
     tags = {"rmexp.data": digest, "rmexp.reward": reward.description}
-    if isinstance(reward, RecordedReward):
-        tags["rmexp.scoring.recorded"] = reward.fingerprint()
-    else:
-        tags |= reward.fingerprints(settings.store_dir)
+    tags |= reward.fingerprints(settings.store_dir)
     run.set_tags(tags | {RESULT_KEY: key(**tags)})
     log.info("%s is read as: %s", reward.name, reward.description)
 
-    scoring: Scoring
-    if isinstance(reward, ChatJudge | PairwiseJudge):
-        scoring = judge_examples(reward, data, settings)
-    else:
-        scoring = score(reward, data.examples, settings, data.skips)
-        if scoring.bad_rows:
-            _warn_of_bad_rows(scoring.bad_rows)
-            data = replace(data, bad_rows=(*data.bad_rows, *scoring.bad_rows))
+    scoring = reward.score(data, settings)
+    if scoring.bad_rows:
+        _warn_of_bad_rows(scoring.bad_rows)
+        data = replace(data, bad_rows=(*data.bad_rows, *scoring.bad_rows))
     scored = scoring.scored
-    measured = [*benchmark.metrics(scored), *length_metrics(scored)]
-    if isinstance(scoring, Judging):
-        measured += scoring.metrics
+    measured = [*benchmark.metrics(scored), *length_metrics(scored), *scoring.metrics]
+    if scoring.lines:
         write_lines(out_dir / "verdicts.jsonl", scoring.lines)
         run.keep(out_dir / "verdicts.jsonl")
     rng = np.random.default_rng(settings.seed)
@@ -184,7 +169,7 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
 
 
 def summarise(
-    reward: Evaluated,
+    reward: Reward,
     benchmark: Benchmark,
     estimates: Sequence[Estimate],
     metrics: Mapping[str, float],
@@ -222,7 +207,7 @@ def summarise(
     return "\n".join(lines) + "\n"
 
 
-def show(reward: Evaluated, benchmark: Benchmark, estimates: Sequence[Estimate]) -> None:
+def show(reward: Reward, benchmark: Benchmark, estimates: Sequence[Estimate]) -> None:
     """Print the table of the summary on the terminal."""
     title = f"{reward.name} on {benchmark.name} ({reward.description})"
     shown = _shown(estimates)

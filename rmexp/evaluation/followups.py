@@ -14,9 +14,9 @@ from rmexp.errors import ConfigError
 from rmexp.evaluation import comparison
 from rmexp.evaluation.evaluate import evaluate
 from rmexp.evaluation.gains import Gain
+from rmexp.scoring.model_reward import ModelReward
 from rmexp.scoring.recorded import RecordedReward, left_out_note, lookup_shared
-from rmexp.scoring.rewards import ImplicitReward, ModelReward
-from rmexp.scoring.scoring import Settings
+from rmexp.scoring.score import Settings
 from rmexp.secrets import mask, redact
 from rmexp.signals import Killed
 from rmexp.tables import plain
@@ -98,8 +98,8 @@ def readings(
     rewards: dict[str, ModelReward] = {"": trained}
     if START in beside:
         rewards[f"-{START}"] = start
-    if WITHOUT_REFERENCE in beside and isinstance(trained, ImplicitReward):
-        rewards[f"-{WITHOUT_REFERENCE}"] = trained.without_reference()
+    if WITHOUT_REFERENCE in beside and (alone := trained.without_reference()):
+        rewards[f"-{WITHOUT_REFERENCE}"] = alone
     return rewards
 
 

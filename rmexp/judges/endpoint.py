@@ -18,7 +18,7 @@ from rmexp.errors import ConfigError, ScoreError
 from rmexp.judges.engine import TOO_LONG, Answer, Done, Question, Sampling
 from rmexp.outside import parse_json
 from rmexp.progress import ScoringProgress
-from rmexp.scoring.scoring import Settings
+from rmexp.scoring.score import Settings
 from rmexp.secrets import is_variable, learn, mask, redact
 
 log = logging.getLogger(__name__)

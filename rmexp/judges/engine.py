@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from rmexp.scoring.scoring import Settings
+from rmexp.scoring.score import Settings
 
 TOO_LONG = "too_long"  # how an answer ended that was never begun
 

@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from rmexp.judges.engine import Answer, Sampling
 from rmexp.models import loading
-from rmexp.scoring.rewards import Column
+from rmexp.scoring.columns import Column
 
 
 def load_generator(column: Column) -> Any:

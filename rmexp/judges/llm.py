@@ -11,9 +11,9 @@ from typing import Any
 from rmexp.errors import ConfigError, DataError
 from rmexp.judges.engine import TOO_LONG, Answer, Engine, Question, Sampling
 from rmexp.judges.prompts import Prompts, open_prompts, parse_rating, parse_verdict
-from rmexp.judges.verdicts import Pair, Rating, Tally, Verdict
-from rmexp.schema import Message
-from rmexp.scoring.scoring import Settings
+from rmexp.judges.verdicts import Pair, Rating, Tally, Verdict, judge_examples
+from rmexp.schema import Dataset, Message
+from rmexp.scoring.score import Scoring, Settings
 from rmexp.scoring.store import Store
 
 UNPARSED = {"half": 0.5, "wrong": 0.0}
@@ -51,6 +51,10 @@ class ChatJudge:
             "rmexp.weights": hashlib.sha256(engine.encode()).hexdigest(),
             "rmexp.prompts": self.prompts.fingerprint(),
         }
+
+    def score(self, data: Dataset, settings: Settings) -> Scoring:
+        """Compare, or rate, the responses of every example."""
+        return judge_examples(self, data, settings)
 
     def compare(
         self, pairs: Sequence[Pair], settings: Settings, tally: Tally

@@ -11,9 +11,10 @@ from rmexp.judges.engine import TOO_LONG, Answer, Done, Question, Sampling
 from rmexp.models.checkpoints import Checkpoint
 from rmexp.progress import ScoringProgress
 from rmexp.schema import Message
+from rmexp.scoring.model_reward import ModelReward
 from rmexp.scoring.plan import padded
-from rmexp.scoring.rewards import ImplicitReward, open_reward
-from rmexp.scoring.scoring import Settings
+from rmexp.scoring.rewards import open_reward
+from rmexp.scoring.score import Settings
 
 _BATCH_TOKENS = 4096  # of questions and answers together, where nothing else is said
 
@@ -22,7 +23,7 @@ _BATCH_TOKENS = 4096  # of questions and answers together, where nothing else is
 class Local:
     """A causal language model that `transformers` runs; `policy` holds its folder and tokenizer."""
 
-    policy: ImplicitReward
+    policy: ModelReward
 
     @property
     def _checkpoint(self) -> Checkpoint:
@@ -76,9 +77,7 @@ def open_local(path: str, sampling: Sampling, **settings: Any) -> Local:
     for name in ("temperature", "top_p", "max_tokens"):
         if getattr(sampling, name) is None:
             raise ConfigError(f"model.{name} is null, which only an endpoint can fill: give one")
-    policy = open_reward(path=path, reader="implicit", reference={"path": None}, **settings)
-    assert isinstance(policy, ImplicitReward)
-    return Local(policy)
+    return Local(open_reward(path=path, reader="implicit", reference={"path": None}, **settings))
 
 
 def _seed(questions: Sequence[Question], seed: int | None) -> int:

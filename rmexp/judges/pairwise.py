@@ -9,13 +9,13 @@ model, and keeps the numbers in the same store.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rmexp.errors import ConfigError
-from rmexp.judges.verdicts import Pair, Rating, Tally, Verdict
-from rmexp.schema import Example, Message
-from rmexp.scoring.rewards import ModelReward, open_reward
-from rmexp.scoring.scoring import Settings, score
+from rmexp.judges.verdicts import Pair, Rating, Tally, Verdict, judge_examples
+from rmexp.schema import Dataset, Example, Message
+from rmexp.scoring.model_reward import ModelReward
+from rmexp.scoring.rewards import open_reward
+from rmexp.scoring.score import Scoring, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +56,22 @@ class PairwiseJudge:
                 f"than before {self.labels[1]}: give another one as model.chat_template"
             )
 
+    def score(self, data: Dataset, settings: Settings) -> Scoring:
+        """Compare the responses of every example."""
+        return judge_examples(self, data, settings)
+
     def compare(
         self, pairs: Sequence[Pair], settings: Settings, tally: Tally
     ) -> list[Verdict | None]:
         """Read each pair's margin in both orders."""
-        examples = [
+        examples = tuple(
             self._example(f"{at}/{order}", pair.prompt, *responses)
             for at, pair in enumerate(pairs)
             for order, responses in enumerate(
                 ((pair.chosen, pair.rejected), (pair.rejected, pair.chosen))
             )
-        ]
-        scoring = score(self.reward, examples, settings)
+        )
+        scoring = self.reward.score(Dataset(examples, "pairs in both orders"), settings)
         skipped = ("responses", "unique", "ties", "seconds", "tokens_per_second")
         tally.add(**{name: n for name, n in scoring.counts.items() if name not in skipped})
         tally.first_example = scoring.first_example
@@ -133,7 +137,7 @@ def open_pairwise(
     """
     if labels is not None and (isinstance(labels, str) or len(labels) != 2):
         raise ConfigError(f"model.labels={labels}: give two, [A,B], or null for a classifier")
-    reward: Any = open_reward(
+    reward = open_reward(
         path=path,
         name=name,
         revision=revision,

@@ -14,7 +14,7 @@ from typing import Protocol
 from rmexp.errors import ScoreError
 from rmexp.metrics import Mean
 from rmexp.schema import Dataset, Example, Message, ScoredExample, scored_example
-from rmexp.scoring.scoring import Scoring, Settings
+from rmexp.scoring.score import Scoring, Settings
 
 Said = Sequence[str | float]
 
@@ -95,15 +95,7 @@ class Judge(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Judging(Scoring):
-    """A scoring by a judge, with how consistent it is, and a line for each of its verdicts."""
-
-    metrics: tuple[Mean, ...] = ()
-    lines: tuple[Mapping[str, object], ...] = ()
-
-
-def judge_examples(judge: Judge, data: Dataset, settings: Settings) -> Judging:
+def judge_examples(judge: Judge, data: Dataset, settings: Settings) -> Scoring:
     """Compare, or rate, the responses of every example.
 
     Each unique pair is compared once, and each unique response rated once. A pair of identical
@@ -169,7 +161,7 @@ def judge_examples(judge: Judge, data: Dataset, settings: Settings) -> Judging:
         )
         if outcomes
     )
-    return Judging(scored, counts, tally.first_example, metrics=metrics, lines=tuple(lines))
+    return Scoring(scored, counts, tally.first_example, metrics=metrics, lines=tuple(lines))
 
 
 _Found = tuple[ScoredExample, list[dict[str, object]], list[float], list[float]]

@@ -18,8 +18,8 @@ import numpy as np
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.models.chat import Encoded
 from rmexp.progress import ScoringProgress
+from rmexp.scoring.columns import Column
 from rmexp.scoring.plan import Batch, plan, shares
-from rmexp.scoring.rewards import Column
 from rmexp.scoring.store import ScoreStore
 
 if TYPE_CHECKING:

@@ -1,13 +1,17 @@
 """Rewards that somebody else computed, read from a file. Imports no model library."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.outside import parse_json
-from rmexp.schema import Example, ScoredExample, scored_example
+from rmexp.schema import Dataset, Example, ScoredExample, scored_example
+from rmexp.scoring.score import NOTHING_COMPUTED, Scoring, Settings, count
+
+log = logging.getLogger(__name__)
 
 _NAMED = 5  # how many of the missing examples an error names
 
@@ -36,6 +40,18 @@ class RecordedReward:
     def fingerprint(self) -> str:
         """Return a digest of the file."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def fingerprints(self, cache: Path) -> dict[str, str]:
+        """Return the file's digest."""
+        return {"rmexp.recorded": self.fingerprint()}
+
+    def score(self, data: Dataset, settings: Settings) -> Scoring:
+        """Look the examples' rewards up; raises as `lookup` does, and for too many of them NaN."""
+        scored, ignored = self.lookup(data.examples)
+        if ignored:
+            log.info("%s: %d rows belong to no selected example", self.path, ignored)
+        counts = {**NOTHING_COMPUTED, "recorded_ignored": ignored}
+        return Scoring(scored, counts | count(data.examples, scored, settings))
 
     def ids(self) -> frozenset[str]:
         """Return the ids of the examples in the file; raises as `lookup` does."""

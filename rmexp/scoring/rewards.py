@@ -7,7 +7,7 @@ column is what is expensive, and what the store keeps: policies with one referen
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,10 @@ from rmexp.errors import ConfigError
 from rmexp.models.chat import TODAY, Chat, Encoded, check_same_tokens
 from rmexp.models.checkpoints import Checkpoint, Reading, find_checkpoint, is_beta
 from rmexp.outside import known, read_json
-
-if TYPE_CHECKING:
-    from rmexp.models.forward import Reader
+from rmexp.scoring.columns import Column, Values
+from rmexp.scoring.model_reward import ModelReward
 
 DTYPES = ("float32", "bfloat16", "float16")
-Values = NDArray[np.float64]
 
 _MEND = "get the model folder again"
 # Tells tokenizers apart before any data are read.
@@ -29,60 +27,13 @@ _SAMPLE = "What is 17 + 25? Die Antwort ist 42, def f(x):\n    return x"
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """One model, and what is read from it: its score head, or its response's log-probability."""
-
-    checkpoint: Checkpoint
-    reads: Literal["score", "logps"]
-    dtype: str
-    attention: str | None
-    device: str
-    device_map: str | None = None
-
-    def identity(self, cache: Path) -> dict[str, object]:
-        """Return what determines the column's values, besides the token ids."""
-        from rmexp.models.adapters import find_adapter
-
-        head = "own code" if self.checkpoint.trust_remote_code else "float32"
-        if self.reads == "score" and (adapter := find_adapter(self.checkpoint)):
-            head = f"{adapter.name} float32"
-        return {
-            "weights": self.checkpoint.fingerprint(cache),
-            "reads": self.reads,
-            "dtype": self.dtype,
-            "attention": self.attention,
-            "head": head,
-        }
-
-    def load(self, pad: int | None) -> "Reader":
-        """Load the weights and return what reads a batch."""
-        from rmexp.models import forward, loading
-
-        arguments = (self.checkpoint, self.dtype, self.attention, self.device, self.device_map)
-        if self.reads == "score":
-            return forward.scalar_reader(loading.load_scalar(*arguments), pad)
-        return forward.logps_reader(loading.load_policy(*arguments))
-
-
-@dataclass(frozen=True, slots=True)
-class ScalarReward:
-    """The output of a sequence classifier's one-number head.
-
-    `rewards` takes the values of the `columns`, `(responses,)` each.
-    """
-
-    name: str
-    chat: Chat
-    columns: tuple[Column, ...]
+class ScalarReward(ModelReward):
+    """The output of a sequence classifier's one-number head."""
 
     @property
     def description(self) -> str:
         """Say how the rewards are read."""
         return "scalar head"
-
-    def fingerprints(self, cache: Path) -> dict[str, str]:
-        """Return digests of the weights, and of what the folder says of how to read them."""
-        return _fingerprints(self, cache)
 
     def rewards(self, columns: Sequence[Values], encoded: Sequence[Encoded]) -> Values:
         """Return the only column."""
@@ -90,16 +41,13 @@ class ScalarReward:
 
 
 @dataclass(frozen=True, slots=True)
-class ImplicitReward:
+class ImplicitReward(ModelReward):
     """The reward that a DPO policy implies (Rafailov et al. 2023, equation 5 without its constant).
 
     beta * (log pi(y|x) - log pi_ref(y|x)) with a reference, the second column; log pi(y|x) alone
     without. `length_normalised` divides by the number of response tokens.
     """
 
-    name: str
-    chat: Chat
-    columns: tuple[Column, ...]
     beta: float
     length_normalised: bool
     reference: str | None
@@ -111,10 +59,6 @@ class ImplicitReward:
         if self.reference is None:
             return f"implicit, without reference, {unit}"
         return f"implicit, reference {self.reference}, beta {self.beta:g}, {unit}"
-
-    def fingerprints(self, cache: Path) -> dict[str, str]:
-        """Return digests of the weights, and of what the folder says of how to read them."""
-        return _fingerprints(self, cache)
 
     def rewards(self, columns: Sequence[Values], encoded: Sequence[Encoded]) -> Values:
         """Return the rewards from log pi, and log pi_ref where there is a reference."""
@@ -130,10 +74,6 @@ class ImplicitReward:
         """Return the same policy read as its log-probability alone."""
         name = f"{self.name} without reference"
         return replace(self, name=name, columns=self.columns[:1], reference=None)
-
-
-# What scoring needs: a name and a description for tables, the tokens, and a function of columns.
-ModelReward = ScalarReward | ImplicitReward
 
 
 def implicit_rewards(
@@ -169,7 +109,7 @@ def open_reward(
     trust_remote_code: bool = False,
     device: str = "auto",
     device_map: str | None = None,
-) -> ScalarReward | ImplicitReward:
+) -> ModelReward:
     """Open a reward model without loading its weights.
 
     `reader` is "scalar" (a head), "implicit" (a policy) or "auto": what `rmexp.json` says, else a
@@ -237,30 +177,6 @@ def open_reward(
         bool(length_normalised),
         reference_name,
     )
-
-
-def _fingerprints(reward: ModelReward, cache: Path) -> dict[str, str]:
-    own, *references = (column.checkpoint for column in reward.columns)
-    found = {"rmexp.weights": own.fingerprint(cache), "rmexp.reading": own.reading()}
-    for reference in references:
-        found["rmexp.reference"] = reference.fingerprint(cache)
-    if reward.chat.dated:
-        found["rmexp.date"] = reward.chat.dated
-    return found
-
-
-def check_vocabulary(reward: ModelReward, rows: Sequence[Encoded]) -> None:
-    """Raise ConfigError for a token of the rows that one of the reward's models does not have."""
-    highest = max((max(row.ids, default=0) for row in rows), default=0)
-    for column in reward.columns:
-        size = column.checkpoint.vocabulary
-        if size is not None and highest >= size:
-            token = reward.chat.tokenizer.convert_ids_to_tokens(highest)
-            raise ConfigError(
-                f"the tokenizer of {reward.name} makes the token {token!r} (number {highest}), and "
-                f"{column.checkpoint.name} has {size} of them: give the tokenizer that the model "
-                "was trained with, or a template without that token as model.chat_template"
-            )
 
 
 def _reader(checkpoint: Checkpoint, trained: Reading | None) -> str:

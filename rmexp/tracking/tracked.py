@@ -61,7 +61,7 @@ class Evaluation:
     @property
     def version(self) -> tuple[str, str]:
         """Return how the RM was read, and the short fingerprints of its weights or its scores."""
-        names = ("rmexp.weights", "rmexp.reference", "rmexp.scoring.recorded")
+        names = ("rmexp.weights", "rmexp.reference", "rmexp.recorded")
         prints = [self.tags[name][:8] for name in names if name in self.tags]
         return self.tags.get("rmexp.reward", ""), "/".join(prints)
 

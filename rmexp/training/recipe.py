@@ -8,7 +8,9 @@ from typing import Any
 
 from rmexp.errors import ConfigError
 from rmexp.models.backbone import Model, enable_packing
-from rmexp.scoring.rewards import Column, ImplicitReward, ScalarReward, open_reward
+from rmexp.scoring.columns import Column
+from rmexp.scoring.model_reward import ModelReward
+from rmexp.scoring.rewards import open_reward
 from rmexp.training.objectives import Objective
 from rmexp.training.starts import add_lora
 
@@ -80,7 +82,7 @@ class Start:
     on any machine: a hub name, or a folder.
     """
 
-    reward: ScalarReward | ImplicitReward
+    reward: ModelReward
     path: str
     dtype: str
     reference_path: str | None = None
@@ -97,7 +99,7 @@ class Start:
             return self.reward.columns[1]
         return replace(self.column, reads="logps")
 
-    def trained(self, folder: Path, name: str) -> ScalarReward | ImplicitReward:
+    def trained(self, folder: Path, name: str) -> ModelReward:
         """Open the model that training left in a folder, to be read as the start was."""
         column, chat = self.column, self.reward.chat
         return open_reward(

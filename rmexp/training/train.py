@@ -16,8 +16,9 @@ from rmexp.errors import ScoreError
 from rmexp.models.chat import Chat
 from rmexp.outside import read_checkpoint
 from rmexp.schema import Dataset, fingerprint
-from rmexp.scoring.rewards import Column, check_vocabulary
-from rmexp.scoring.scoring import Settings, column_values
+from rmexp.scoring.columns import Column
+from rmexp.scoring.model_reward import check_vocabulary, column_values
+from rmexp.scoring.score import Settings
 from rmexp.tracking.runs import RESULT_KEY, Run
 from rmexp.training.batches import Batches, EncodedPairs, encode_pairs
 from rmexp.training.curves import training_curve

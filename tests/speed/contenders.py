@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from sample import PEER_BATCH, peer_order
 
-from rmexp.schema import Example, Message
-from rmexp.scoring.rewards import Column, open_reward
-from rmexp.scoring.scoring import Settings, score
+from rmexp.schema import Dataset, Example, Message
+from rmexp.scoring.columns import Column
+from rmexp.scoring.rewards import open_reward
+from rmexp.scoring.score import Settings
 
 BATCH, LENGTH = 4, 1024  # pairs a step and tokens a response, in training
 
@@ -58,7 +59,7 @@ def score_ours(model: str, dtype: str, parts: list[list[Example]]) -> dict[str, 
             encoding = time.perf_counter() - began
             found |= {f"seconds{number}": encoding, f"computed{number}": 0}
             if examples:
-                counts = score(reward, examples, Settings(Path(store))).counts
+                counts = reward.score(Dataset(tuple(examples), ""), Settings(Path(store))).counts
                 found[f"seconds{number}"] += counts["seconds"]
                 found[f"computed{number}"] = counts["unique"] - counts["cached"]
                 found["run"] += counts["tokens_run"]
@@ -101,7 +102,7 @@ def compare(model: str, examples: list[Example]) -> dict[str, float]:
 
     reward = open_reward(path=model, dtype="float32", device="cpu")
     with tempfile.TemporaryDirectory() as store:
-        scored = score(reward, examples, Settings(Path(store))).scored
+        scored = reward.score(Dataset(tuple(examples), ""), Settings(Path(store))).scored
     ours = [value for row in scored for value in row.chosen + row.rejected]
     plain = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
     rows = reward.chat.encode([(e.prompt, text) for e in examples for text in e.responses])

@@ -1,22 +1,22 @@
-"""Scoring: each unique (prompt, response) once, whatever asks for it, and never again."""
+"""Rewards of models: each unique (prompt, response) is scored once, whatever asks for it."""
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rmexp.errors import ConfigError, ScoreError
-from rmexp.models.chat import Encoded, OnOverlength, refuse_unplaced, unplaced
-from rmexp.schema import Example, Message, ScoredExample, scored_example
+from rmexp.models.chat import Chat, Encoded, refuse_unplaced, unplaced
+from rmexp.schema import Dataset, Example, Message, scored_example
+from rmexp.scoring.columns import Column, Values
 from rmexp.scoring.computing import Request, Work, compute, load
-from rmexp.scoring.recorded import RecordedReward
-from rmexp.scoring.rewards import Column, ModelReward, Values, check_vocabulary
+from rmexp.scoring.score import Scoring, Settings, count
 from rmexp.scoring.store import ScoreStore, response_key
 
 if TYPE_CHECKING:
@@ -25,50 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Conversation = tuple[tuple[Message, ...], str]  # a prompt and a response
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How to score, whatever the model.
-
-    `batch_tokens` bounds the tokens that a batch runs, with padding; None leaves it to the reader.
-    More than `max_non_finite` rewards that are not finite fail the run. `seed` chooses the
-    responses of the self-check. The responses are shared among so many `devices`, all GPUs of this
-    machine for "auto".
-    """
-
-    store_dir: Path
-    on_overlength: OnOverlength = "left_truncate"
-    batch_tokens: int | None = None
-    max_non_finite: int = 0
-    seed: int = 0
-    devices: int | str = 1
-
-    def __post_init__(self) -> None:
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise ConfigError(f"batch_tokens={self.batch_tokens}: give a positive number of tokens")
-        if self.max_non_finite < 0:
-            raise ConfigError(f"max_non_finite={self.max_non_finite}: give 0 or more rewards")
-        if self.devices != "auto" and (type(self.devices) is not int or self.devices < 1):
-            raise ConfigError(f"devices={self.devices}: give how many, or auto for all GPUs")
-
-
-@dataclass(frozen=True, slots=True)
-class Scoring:
-    """The examples' rewards, the `scoring/...` counts, and the first example as the model saw it.
-
-    Of the counts, `tokens` are those of the responses that were newly scored, each with its prompt;
-    `tokens_run` are those that the model ran, what responses share counting once; `tokens_padded`
-    are these with padding.
-
-    Examples with a response that was dropped as too long are not in `scored`, nor are those whose
-    place in the template is not known where log-probabilities are read: `bad_rows` names them.
-    """
-
-    scored: list[ScoredExample]
-    counts: dict[str, float]
-    first_example: str | None = None
-    bad_rows: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -82,40 +38,73 @@ class _Seen:
     loaded: "Reader | None" = None
     work: Work = field(default_factory=Work)
 
+    def counts(self) -> dict[str, float]:
+        """Return the counts of the work; the self-check's is left out where nothing was checked."""
+        work = self.work
+        counts = {
+            "cached": self.cached,
+            "tokens": work.tokens,
+            "tokens_run": work.tokens_run,
+            "tokens_padded": work.tokens_padded,
+            "seconds": work.seconds,
+            "tokens_per_second": work.tokens / work.seconds if work.tokens else 0.0,
+            "truncated": self.truncated,
+            "dropped": self.dropped,
+        }
+        if not math.isnan(work.max_delta):
+            counts["self_check_max_delta"] = work.max_delta
+        return counts
 
-def score(
-    reward: ModelReward | RecordedReward,
-    examples: Sequence[Example],
-    settings: Settings,
-    skips: bool = False,
-) -> Scoring:
-    """Give every response of the examples its reward.
 
-    `skips` leaves out examples with a response whose log-probability cannot be read. Raises
-    DataError for such ones otherwise, ScoreError for more non-finite rewards than allowed, or if no
-    example is left.
-    """
-    unique = dict.fromkeys((e.prompt, response) for e in examples for response in e.responses)
-    counts: dict[str, float] = {
-        "responses": sum(len(example.responses) for example in examples),
-        "unique": len(unique),
-    }
-    seen = _Seen()
-    bad_rows: tuple[str, ...] = ()
-    if isinstance(reward, RecordedReward):
-        scored, ignored = reward.lookup(examples)
-        counts["recorded_ignored"] = ignored
-        if ignored:
-            log.info("%s: %d rows belong to no selected example", reward.path, ignored)
-    else:
-        encoded = _encode_and_load(reward, list(unique), settings, seen)
-        if any(column.reads == "logps" for column in reward.columns):
+@dataclass(frozen=True, slots=True)
+class ModelReward(ABC):
+    """A reward that is a pure function of columns, with the tokens that it is read from."""
+
+    name: str
+    chat: Chat
+    columns: tuple[Column, ...]
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """Say how the rewards are read."""
+
+    @abstractmethod
+    def rewards(self, columns: Sequence[Values], encoded: Sequence[Encoded]) -> Values:
+        """Return the rewards of the columns' values, `(responses,)` each."""
+
+    def without_reference(self) -> "ModelReward | None":
+        """Return the same model read without a reference model; None where none is ever read."""
+        return None
+
+    def fingerprints(self, cache: Path) -> dict[str, str]:
+        """Return digests of the weights, and of what the folder says of how to read them."""
+        model, *references = (column.checkpoint for column in self.columns)
+        tags = {"rmexp.weights": model.fingerprint(cache), "rmexp.reading": model.reading()}
+        for reference in references:
+            tags["rmexp.reference"] = reference.fingerprint(cache)
+        if self.chat.dated:
+            tags["rmexp.date"] = self.chat.dated
+        return tags
+
+    def score(self, data: Dataset, settings: Settings) -> Scoring:
+        """Give every response of the examples its reward.
+
+        Raises DataError for a response whose log-probability cannot be read, unless the data leave
+        such rows out; ScoreError for more non-finite rewards than allowed, or if no example is
+        left.
+        """
+        seen, examples = _Seen(), data.examples
+        unique = dict.fromkeys((e.prompt, response) for e in examples for response in e.responses)
+        encoded = _encode_and_load(self, list(unique), settings, seen)
+        bad_rows: tuple[str, ...] = ()
+        if any(column.reads == "logps" for column in self.columns):
             encoded, bad_rows = _placed(encoded, examples)
-            if not skips:
+            if not data.skips:
                 refuse_unplaced(bad_rows, "bench")
-        rows, pad = list(encoded.values()), reward.chat.tokenizer.pad_token_id
-        columns = [_column(column, rows, settings, pad, seen) for column in reward.columns]
-        rewards = dict(zip(encoded, reward.rewards(columns, rows).tolist(), strict=True))
+        rows, pad = list(encoded.values()), self.chat.tokenizer.pad_token_id
+        columns = [_column(column, rows, settings, pad, seen) for column in self.columns]
+        rewards = dict(zip(encoded, self.rewards(columns, rows).tolist(), strict=True))
         scored = [
             scored_example(
                 example,
@@ -125,29 +114,13 @@ def score(
             for example in examples
             if all((example.prompt, text) in rewards for text in example.responses)
         ]
-    if not scored:
-        raise ScoreError(
-            "no example is left to score: raise model.max_length"
-            + (f"; {len(bad_rows)} are bad rows ({bad_rows[0]})" if bad_rows else "")
-        )
-    counts |= {
-        "cached": seen.cached,
-        "tokens": seen.work.tokens,
-        "tokens_run": seen.work.tokens_run,
-        "tokens_padded": seen.work.tokens_padded,
-        "seconds": seen.work.seconds,
-        "tokens_per_second": seen.work.tokens / seen.work.seconds if seen.work.tokens else 0.0,
-        "truncated": seen.truncated,
-        "dropped": seen.dropped,
-        "dropped_examples": len(examples) - len(scored),
-        "non_finite": _check_finite(scored, settings.max_non_finite),
-        "ties": sum(
-            good == bad for row in scored for good, bad in product(row.chosen, row.rejected)
-        ),
-    }
-    if not math.isnan(seen.work.max_delta):
-        counts["self_check_max_delta"] = seen.work.max_delta
-    return Scoring(scored, counts, seen.first_example, bad_rows)
+        if not scored:
+            raise ScoreError(
+                "no example is left to score: raise model.max_length"
+                + (f"; {len(bad_rows)} are bad rows ({bad_rows[0]})" if bad_rows else "")
+            )
+        counts = seen.counts() | count(examples, scored, settings)
+        return Scoring(scored, counts, seen.first_example, bad_rows)
 
 
 def _placed(
@@ -208,6 +181,20 @@ def _encode(
     return kept
 
 
+def check_vocabulary(reward: ModelReward, rows: Sequence[Encoded]) -> None:
+    """Raise ConfigError for a token of the rows that one of the reward's models does not have."""
+    highest = max((max(row.ids, default=0) for row in rows), default=0)
+    for column in reward.columns:
+        size = column.checkpoint.vocabulary
+        if size is not None and highest >= size:
+            token = reward.chat.tokenizer.convert_ids_to_tokens(highest)
+            raise ConfigError(
+                f"the tokenizer of {reward.name} makes the token {token!r} (number {highest}), and "
+                f"{column.checkpoint.name} has {size} of them: give the tokenizer that the model "
+                "was trained with, or a template without that token as model.chat_template"
+            )
+
+
 def column_values(
     column: Column, rows: Sequence[Encoded], settings: Settings, pad: int | None
 ) -> Values:
@@ -240,23 +227,6 @@ def _column(
 def _key(column: Column, row: Encoded) -> str:
     """Return the key of a response in the column's store."""
     return response_key(row.ids, (row.start, row.end) if column.reads == "logps" else None)
-
-
-def _check_finite(scored: Sequence[ScoredExample], limit: int) -> int:
-    """Return how many rewards are not finite; raise ScoreError above the limit."""
-    bad = [
-        row.id for row in scored for reward in (*row.chosen, *row.rejected) if math.isnan(reward)
-    ]
-    if len(bad) > limit:
-        names = ", ".join(list(dict.fromkeys(bad))[:5])
-        raise ScoreError(
-            f"{len(bad)} rewards are not finite (first in {names}), allowed are {limit}: try "
-            f"model.dtype=float32 or another model.attention, or accept them as wrong answers with "
-            f"max_non_finite={len(bad)}"
-        )
-    if bad:
-        log.warning("%d rewards are not finite: their comparisons count as wrong", len(bad))
-    return len(bad)
 
 
 def _as_seen(reward: ModelReward, row: Encoded) -> str:

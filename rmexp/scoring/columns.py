@@ -1,0 +1,51 @@
+"""Columns: the numbers that one model gives to responses, which are expensive and are stored."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmexp.models.checkpoints import Checkpoint
+
+if TYPE_CHECKING:
+    from rmexp.models.forward import Reader
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One model, and what is read from it: its score head, or its response's log-probability."""
+
+    checkpoint: Checkpoint
+    reads: Literal["score", "logps"]
+    dtype: str
+    attention: str | None
+    device: str
+    device_map: str | None = None
+
+    def identity(self, cache: Path) -> dict[str, object]:
+        """Return what determines the column's values, besides the token ids."""
+        from rmexp.models.adapters import find_adapter
+
+        head = "own code" if self.checkpoint.trust_remote_code else "float32"
+        if self.reads == "score" and (adapter := find_adapter(self.checkpoint)):
+            head = f"{adapter.name} float32"
+        return {
+            "weights": self.checkpoint.fingerprint(cache),
+            "reads": self.reads,
+            "dtype": self.dtype,
+            "attention": self.attention,
+            "head": head,
+        }
+
+    def load(self, pad: int | None) -> "Reader":
+        """Load the weights and return what reads a batch."""
+        from rmexp.models import forward, loading
+
+        arguments = (self.checkpoint, self.dtype, self.attention, self.device, self.device_map)
+        if self.reads == "score":
+            return forward.scalar_reader(loading.load_scalar(*arguments), pad)
+        return forward.logps_reader(loading.load_policy(*arguments))

@@ -58,6 +58,10 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"gradient_clip_val": float("nan")},
         {"gradient_clip_val": "1"},
         {"gradient_clip_algorithm": "nope"},
+        {"min_epochs": "abc"},
+        {"min_steps": -1},
+        {"deterministic": "perhaps"},
+        {"max_time": 0},
         {"val_check_interval": 0},
         {"val_check_interval": 1.5},
         {"limit_train_batches": 0},
@@ -305,3 +309,16 @@ def test_tasks_that_are_not_the_devices(monkeypatch: pytest.MonkeyPatch) -> None
     assert slurm_tasks() == 3
     with pytest.raises(ConfigError, match="Slurm started 3 tasks for 2 devices"):
         make_trainer(quiet_trainer(devices=2))
+
+
+def test_lightning_says_only_what_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A profile is; which devices there are, the precision, and what else it sells are not."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.INFO)
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+    trainer = make_trainer(quiet_trainer(precision="bf16-mixed", profiler="simple"))
+    assert not caplog.messages
+    trainer.profiler.describe()  # type: ignore[attr-defined]
+    assert "Profiler Report" in caplog.text

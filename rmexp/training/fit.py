@@ -2,8 +2,6 @@
 
 import logging
 import signal
-import sys
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from lightning import Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
-from transformers.utils.logging import disable_progress_bar
 
 from rmexp.errors import ConfigError, is_full_disk
 from rmexp.outside import read_checkpoint
@@ -97,7 +94,6 @@ def open_trainer(
     make: Callable[..., Trainer], recipe: Recipe, folder: Path, run: Run | None
 ) -> Trainer:
     """Make the trainer with its checkpoints: the best one, and the last of steps and epochs."""
-    _quieten()
     callbacks: list[Callback] = []
     if recipe.val_share:
         callbacks.append(
@@ -123,24 +119,6 @@ def open_trainer(
     # Its own talk to the other processes within the handler, which may wait for ever, and requeue.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
-
-
-def _quieten() -> None:
-    """Keep the terminal for what is about the run."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if not sys.stderr.isatty():
-        disable_progress_bar()  # type: ignore[no-untyped-call]
-    for message in (
-        ".isinstance.treespec, LeafSpec.. is deprecated",  # lightning's own call
-        "Checkpoint directory .* exists and is not empty",  # a run that goes on
-        "You defined a `validation_step` but have no `val_dataloader`",  # recipe.val_share=0
-        "Detected call of `lr_scheduler.step\\(\\)` before",  # a first step that overflows fp16
-        # Training ends between two validations; another one follows.
-        ".*could not find the monitored key in the returned metrics",
-        "The number of training batches .* is smaller than the logging interval",
-    ):
-        warnings.filterwarnings("ignore", message)
 
 
 def steps(trainer: Trainer, batches: int) -> int:

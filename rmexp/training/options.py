@@ -1,7 +1,10 @@
 """What a command asks of Lightning's Trainer, checked before a model or data are loaded."""
 
+import logging
 import math
 import os
+import sys
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -16,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import HalfPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from transformers.utils.logging import disable_progress_bar
 
 from rmexp.errors import ConfigError
 from rmexp.training.sharding import Sharded
@@ -38,6 +42,8 @@ _REFUSED = {
 _WHOLE: dict[str, tuple[int, tuple[Any, ...]]] = {
     "max_epochs": (1, (None, -1)),
     "max_steps": (1, (-1,)),
+    "min_epochs": (0, (None,)),
+    "min_steps": (0, (None,)),
     "accumulate_grad_batches": (1, ()),
     "check_val_every_n_epoch": (1, (None,)),
     "num_sanity_val_steps": (0, (None, -1)),
@@ -74,6 +80,10 @@ def check_options(options: Mapping[str, Any], sweep: bool = False) -> dict[str, 
             _check(name, value, 0 < value <= 1, "a share above 0 and up to 1, or a whole number")
         elif type(value) is int:
             _check(name, value, value > 0, "a share above 0 and up to 1, or a whole number")
+    exact = options.get("deterministic")
+    _check("deterministic", exact, exact in (None, True, False, "warn"), "true, false or warn")
+    time = options.get("max_time")
+    _check("max_time", time, isinstance(time, str | Mapping | None), "it as 'DD:HH:MM:SS'")
     clip = options.get("gradient_clip_val")
     fits = type(clip) in (int, float) and 0 <= clip < math.inf if clip is not None else True
     _check("gradient_clip_val", clip, fits, "a number above 0, or 0 for no clipping")
@@ -116,6 +126,7 @@ def make_trainer(make: Callable[..., Trainer], **ours: Any) -> Trainer:
     It finds its devices' processes, and takes bf16 weights as the model brings them: Lightning's
     own way would round the head and the references, too. Raises ConfigError where it cannot be.
     """
+    _quieten()
     given = make.keywords if isinstance(make, partial) else {}
     callbacks = _all_of(Callback, "callbacks", given.get("callbacks"))
     loggers = _all_of(Logger, "logger", given.get("logger"))
@@ -146,6 +157,26 @@ def make_trainer(make: Callable[..., Trainer], **ours: Any) -> Trainer:
     if isinstance(strategy.precision_plugin, HalfPrecision):
         strategy.precision_plugin = OwnPrecision()
     return trainer
+
+
+def _quieten() -> None:
+    """Keep the terminal for what is about the run."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("callbacks.model_summary", "profilers"):  # which speak where they are asked to
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # type: ignore[no-untyped-call]
+    for message in (
+        ".isinstance.treespec, LeafSpec.. is deprecated",  # lightning's own call
+        "Checkpoint directory .* exists and is not empty",  # a run that goes on
+        "You defined a `validation_step` but have no `val_dataloader`",  # recipe.val_share=0
+        "Detected call of `lr_scheduler.step\\(\\)` before",  # a first step that overflows fp16
+        # Training ends between two validations; another one follows.
+        ".*could not find the monitored key in the returned metrics",
+        "The number of training batches .* is smaller than the logging interval",
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 class OwnPrecision(Precision):

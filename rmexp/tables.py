@@ -62,12 +62,20 @@ def show(
     console.print(table)
 
 
+class Markdown(str):
+    """A text that is Markdown already: `plain` leaves it as it is."""
+
+    __slots__ = ()
+
+
 def plain(text: str) -> str:
     r"""Return a text in one line of Markdown, without what Markdown or HTML would make of it.
 
     >>> plain("a_b *c* <d> | [e](f)")
     'a_b \\*c\\* \\<d\\> \\| \\[e\\](f)'
     """
+    if isinstance(text, Markdown):
+        return text
     line = " ".join(text.split())
     line = re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", line)
     return re.sub(r"^(\d*|#*)([#+.)-])(?= )", r"\1\\\2", line)  # a list, a heading

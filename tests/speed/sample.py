@@ -4,9 +4,9 @@ import random
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rmexp.schema import Example, Message
+from rmexp.tables import markdown
 
 PEER_BATCH = 8  # of RewardBench's and RMB's scripts
 
@@ -80,13 +80,19 @@ def share_of_rate(tokens: int, flop_per_token: float, seconds: float, rate: floa
 
 def table(lines: Iterable[Line]) -> str:
     """Return the lines as a Markdown table; medians, with the range of the rounds."""
-    rows = [
-        "| what | ours, s | peer, s | ratio | bound by tokens | tokens run | of the rate "
-        "| peak GiB, ours and peer |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = (
+        "what",
+        "ours, s",
+        "peer, s",
+        "ratio",
+        "bound by tokens",
+        "tokens run",
+        "of the rate",
+        "peak GiB, ours and peer",
+    )
+    rows = []
     for line in lines:
-        cells: list[Any] = [line.what, _seconds(line.ours), _seconds(line.peer)]
+        cells = [line.what, _seconds(line.ours), _seconds(line.peer)]
         cells.append(f"{line.ratio:.2f}")
         cells.append("" if line.bound is None else f"{line.bound:.2f}")
         cells.append("" if line.run is None else f"{line.run:,}")
@@ -95,8 +101,8 @@ def table(lines: Iterable[Line]) -> str:
         cells.append(
             f"{memory[0]:.1f}, {memory[1]:.1f} ({memory[0] / memory[1]:.2f})" if memory else ""
         )
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+        rows.append(cells)
+    return "\n".join(markdown(columns, rows)) + "\n"
 
 
 def _seconds(rounds: Sequence[float]) -> str:

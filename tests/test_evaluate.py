@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tiny import THINKING, tiny_policy, tiny_scalar
 from rmexp.benchmarks.bon100 import BestOf100
 from rmexp.benchmarks.preference import Preference
 from rmexp.benchmarks.rmbench import RMBench
-from rmexp.errors import DataError
+from rmexp.errors import DataError, ScoreError
 from rmexp.evaluation.evaluate import evaluate
 from rmexp.evaluation.evaluate import write_lines as write_lines_of_a_run
 from rmexp.scoring.recorded import RecordedReward
@@ -164,6 +165,9 @@ def test_a_response_without_a_place_is_scored_by_a_head_and_a_bad_row_of_a_polic
             DataError, match=r"^1 bad rows have no log-prob.*bench\.on_bad_row=skip"
         ):
             evaluated(policy, on_bad_row)
+    write_lines(tmp_path / "pairs.jsonl", rows[1:])
+    with pytest.raises(ScoreError, match=r"left to score, 1 are bad rows \(.*another template as"):
+        evaluated(replace(policy, name="all bad"), "skip")
 
 
 def test_half_a_surrogate_pair_in_an_answer_is_written_as_its_escape(tmp_path: Path) -> None:

@@ -115,10 +115,11 @@ class ModelReward(ABC):
             if all((example.prompt, text) in rewards for text in example.responses)
         ]
         if not scored:
-            raise ScoreError(
-                "no example is left to score: raise model.max_length"
-                + (f"; {len(bad_rows)} are bad rows ({bad_rows[0]})" if bad_rows else "")
-            )
+            bad = f", {len(bad_rows)} are bad rows ({bad_rows[0]})" if bad_rows else ""
+            advice = "raise model.max_length"
+            if bad and not seen.dropped:
+                advice = "give another template as model.chat_template"
+            raise ScoreError(f"no example is left to score{bad}: {advice}")
         counts = seen.counts() | count(examples, scored, settings)
         return Scoring(scored, counts, seen.first_example, bad_rows)
 

@@ -240,8 +240,8 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
     if (path := folder / "tokenizer.json").exists():
         read_json(path, _MEND)  # says it better, and takes too long to be asked first
     raise ConfigError(
-        f"{folder} has no tokenizer that loads ({said}): get tokenizer.json and "
-        "tokenizer_config.json of the model again"
+        f"{folder} has no tokenizer that loads ({said}): get tokenizer.json, "
+        "tokenizer_config.json and config.json of the model again"
     )
 
 

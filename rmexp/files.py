@@ -19,6 +19,7 @@ def replace(path: Path, text: str) -> Path:
 
 
 ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = ROOT / "rmexp" / "published"  # tables of others' numbers
 
 
 def make_folder(path: Path, name: str) -> Path:

@@ -2,10 +2,12 @@
 
 A recorded config, `rmexp.json`, a model's configuration, a result file: each becomes plain values.
 Nothing in it is instantiated, imported, unpickled or interpolated. `known` lets through known keys
-with plain values of their types, and names the key that it refuses.
+with plain values of their types, and names the key that it refuses. A key that stands twice makes a
+file one that cannot be read, and of a file of records the one record bad.
 """
 
 import inspect
+import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,7 +16,6 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from rmexp import jsontext
 from rmexp.errors import ConfigError, DataError, RmexpError
 
 _SHOWN = 60  # characters of a value that a message repeats
@@ -27,10 +28,35 @@ def parse_json(text: str) -> Any:
     Traceback (most recent call last):
     ValueError: the key 'a' stands twice
     """
-    value = jsontext.loads(text)
-    if flaw := jsontext.flaw(value):
+    value = parse_record(text)
+    if flaw := repeated_key(value):
         raise ValueError(flaw)
     return value
+
+
+def parse_record(text: str) -> Any:
+    """Return JSON's value, of which `repeated_key` tells whether it is bad.
+
+    Raises ValueError for what is none.
+    """
+    try:
+        return _DECODER.decode(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def repeated_key(value: object) -> str | None:
+    """Say which key stands twice somewhere in a value of `parse_record`, None if there is none."""
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, _Repeated):
+            return f"the key {part.key[:_SHOWN]!a} stands twice"
+        if isinstance(part, dict):
+            left += [inner for inner in part.values() if isinstance(inner, dict | list)]
+        elif isinstance(part, list):
+            left += [inner for inner in part if isinstance(inner, dict | list)]
+    return None
 
 
 def read_json(path: Path, mend: str, raised: type[RmexpError] = DataError) -> dict[str, Any]:
@@ -169,6 +195,25 @@ def _named(hint: Any) -> str:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+class _Repeated(dict[str, Any]):
+    """An object in which `key` stands twice; it holds the last value."""
+
+    key: str
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    plain = dict(pairs)
+    if len(plain) == len(pairs):
+        return plain
+    names = [name for name, _ in pairs]
+    repeated = _Repeated(plain)
+    repeated.key = next(name for name in names if names.count(name) > 1)
+    return repeated
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]

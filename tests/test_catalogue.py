@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from rmexp.errors import ConfigError
-from rmexp.models.catalogue import MODELS, NOT_MODELS, PUBLISHED, SOURCES, catalogue, legend
+from rmexp.files import PUBLISHED
+from rmexp.models.catalogue import MODELS, NOT_MODELS, SOURCES, catalogue, legend
 
 
 @pytest.fixture(scope="module")

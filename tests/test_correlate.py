@@ -14,12 +14,11 @@ from test_tracking import fresh_database
 
 from rmexp.benchmarks.toy import Toy
 from rmexp.correlation import correlate
-from rmexp.correlation.tables import Row
+from rmexp.correlation.tables import Score
 from rmexp.correlation.tracked import log_policy
-from rmexp.files import ROOT
+from rmexp.files import PUBLISHED
 from rmexp.tracking.runs import MlflowClient, tracked_run
 
-PUBLISHED = ROOT / "rmexp" / "published"
 NUMBERS = ("pearson", "spearman", "kendall")
 
 
@@ -268,7 +267,7 @@ def test_scores_and_policies_that_were_tracked(command):
         with tracked_run(command.uri, "rmexp", rm, tags) as run:
             run.log_metrics({"toy/overall": 0.1 * at})
         with tracked_run(command.uri, "rmexp", rm, {}) as run:
-            log_policy(run, [Row(rm, "toy", at * at, 0.0, 40)], {})
+            log_policy(run, [Score(rm, "toy", at * at, 0.0, 40)], {})
     done = command("scores=mlflow", "scores.metrics=[toy/overall]", "policy=mlflow")
     assert done.code == 0, done.err
     assert done.metrics["correlation/n"] == 4

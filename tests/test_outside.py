@@ -214,15 +214,14 @@ def test_a_checkpoint_that_holds_something_else(tmp_path, saved):
 
 # Whatever makes values, or more, of a file's text or bytes.
 READERS = re.compile(
-    r"(torch|json|jsontext|yaml|np|numpy|pickle|cloudpickle|dill|joblib|marshal|shelve|ast)"
+    r"(torch|json|yaml|np|numpy|pickle|cloudpickle|dill|joblib|marshal|shelve|ast)"
     r"\.(load|loads|load_all|safe_load|full_load|unsafe_load|open|literal_eval)"
     r"|json\.JSONDecoder|OmegaConf\.(load|create)|.*\b(instantiate|get_class|get_method|get_object|import_module)"
-    r"|(loads|safe_load|eval|exec|compile|__import__)|runpy\..*|pd\.read_pickle"
+    r"|(loads|parse_record|safe_load|eval|exec|compile|__import__)|runpy\..*|pd\.read_pickle"
 )
 READ_ELSEWHERE = {
-    ("jsontext.py", "json.JSONDecoder"): "the parser that parse_json checks the values of",
-    ("rows.py", "jsontext.loads"): "a row with a key twice is a bad row, not a bad file",
-    ("formats.py", "jsontext.loads"): "as in rows.py",
+    ("rows.py", "parse_record"): "a row with a key twice is a bad row, not a bad file",
+    ("formats.py", "parse_record"): "as in rows.py",
     ("rows.py", "ast.literal_eval"): "messages in Python's form: it makes plain values alone",
     ("rendering.py", "json.loads"): "what the project's own process for templates answers",
     ("commands.py", "OmegaConf.load"): "the multirun.yaml that Hydra has just written",
@@ -240,7 +239,7 @@ def test_every_reader_is_the_one_place_or_has_a_reason():
             if isinstance(node, ast.Call) and READERS.fullmatch(name := ast.unparse(node.func)):
                 found.add((path.name, name))
     own = {name for file, name in found if file == "outside.py"}
-    assert own == {"torch.load", "yaml.load", "jsontext.loads"}
+    assert own == {"torch.load", "yaml.load", "json.JSONDecoder", "parse_record"}
     assert {each for each in found if each[0] != "outside.py"} == set(READ_ELSEWHERE)
     assert len(files) > 80
 

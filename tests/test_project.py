@@ -121,3 +121,22 @@ def test_text_files_are_utf8_whatever_the_locale(project_root):
                 assert binary or ast.unparse(call.func) in of_others, f"{path}:{call.lineno}"
             seen += name in ("read_text", "write_text", "open")
     assert seen > 40
+
+
+def test_no_module_uses_what_is_private_to_another(project_root):
+    """A name that begins with `_` is used in its own module alone."""
+    imports = 0
+    for path in [*project_root.glob("*.py"), *project_root.glob("rmexp/**/*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        modules = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rmexp"):
+                names = [alias.name for alias in node.names]
+                assert not any(name.startswith("_") for name in names), f"{path}:{node.lineno}"
+                modules |= {alias.asname or alias.name for alias in node.names}
+                imports += 1
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                private = node.attr.startswith("_") and not node.attr.startswith("__")
+                assert not (private and node.value.id in modules), f"{path}:{node.lineno}"
+    assert imports > 300

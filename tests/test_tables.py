@@ -1,6 +1,6 @@
 import pytest
 
-from rmexp.correlation.tables import Row, read_published, read_table, table
+from rmexp.correlation.tables import Score, read_published, read_table, table
 from rmexp.errors import ConfigError, DataError
 
 
@@ -17,9 +17,9 @@ def test_a_users_table(tmp_path):
     )
     found = read_table(path=path)
     assert found.rows == (
-        Row("A", "gsm8k", 0.5, 0.4, 100, "x"),
-        Row("B", "gsm8k", 0.6),
-        Row("C, the third", "bbh", 0.1),
+        Score("A", "gsm8k", 0.5, 0.4, 100, "x"),
+        Score("B", "gsm8k", 0.6),
+        Score("C, the third", "bbh", 0.1),
     )
     assert found.tasks == ("gsm8k", "bbh")
     assert found.source == path
@@ -74,7 +74,7 @@ def test_a_published_table():
     found = published(scale=0.01, group="group", base=54.1)
     assert len(found.rows) == 17
     rows = found.of("rb2")
-    assert rows["RM 1"] == Row("RM 1", "rb2", 0.687, 0.541, None, "on_policy")
+    assert rows["RM 1"] == Score("RM 1", "rb2", 0.687, 0.541, None, "on_policy")
     assert rows["RM 12"].score == 0.061
     assert rows["RM 16"].group == "off_policy"
 
@@ -89,8 +89,8 @@ def test_a_published_base_row_is_no_rm_and_names_select():
         names={"Nectar": "one", "HH-RLHF": "two"},
     )
     assert found.of("average") == {
-        "one": Row("one", "average", 59.2, 56.8),
-        "two": Row("two", "average", 58.1, 56.8),
+        "one": Score("one", "average", 59.2, 56.8),
+        "two": Score("two", "average", 58.1, 56.8),
     }
     assert found.of("safety")["two"].base_score == 91.8
 
@@ -111,6 +111,6 @@ def test_citations_fall_away_and_what_is_not_published_is_left_out():
 
 
 def test_twice_is_named():
-    rows = [Row("A", "t", 1.0), Row("A", "t", 1.0), Row("B", "t", 1.0)]
+    rows = [Score("A", "t", 1.0), Score("A", "t", 1.0), Score("B", "t", 1.0)]
     with pytest.raises(DataError, match=r"^here has 1 scores twice \(A on t\)"):
         table(rows, "here", None)

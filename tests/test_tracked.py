@@ -6,7 +6,7 @@ from mlflow.entities import Metric, Param, RunTag
 from test_tracking import fresh_database
 
 from rmexp.correlation.published_runs import log_published
-from rmexp.correlation.tables import Row, Table
+from rmexp.correlation.tables import Score, Table
 from rmexp.correlation.tracked import log_policy, tracked_policies, tracked_scores
 from rmexp.errors import ConfigError
 from rmexp.tracking.finished import finished_runs
@@ -138,7 +138,7 @@ def test_a_partial_score_is_never_joined_with_a_whole_one(uri):
 def test_policies_of_a_task_have_one_n(uri):
     for rm, n in (("A", 2), ("B", 40)):
         with tracked_run(uri, "e", rm, {}) as run:
-            log_policy(run, [Row(rm, "bbh", 0.5, None, n)], {})
+            log_policy(run, [Score(rm, "bbh", 0.5, None, n)], {})
     with pytest.raises(ConfigError, match=r"bbh rests on .*n 2, .*set policy\.mixed=true$"):
         tracked_policies(uri=uri, experiment="e")
     assert len(tracked_policies(uri=uri, experiment="e", mixed=True).rows) == 2
@@ -167,7 +167,7 @@ def test_pages_are_read_to_the_end(uri, monkeypatch):
 
 
 def test_policies_are_read_as_they_were_logged(uri):
-    rows = [Row("A", "HumanEval", 0.5, 0.4, 40), Row("A", "bbh", 0.7)]
+    rows = [Score("A", "HumanEval", 0.5, 0.4, 40), Score("A", "bbh", 0.7)]
     with tracked_run(uri, "e", "best of 8 with A", {}) as run:
         log_policy(run, rows, {"HumanEval": (0.4, 0.6)})
     data = run.client.get_run(run.run_id).data
@@ -180,18 +180,18 @@ def test_policies_are_read_as_they_were_logged(uri):
         "policy/bbh/score": 0.7,
     }
     found = tracked_policies(uri=uri, experiment="e")
-    assert set(found.rows) == {Row("A", "humaneval", 0.5, 0.4, 40), Row("A", "bbh", 0.7)}
+    assert set(found.rows) == {Score("A", "humaneval", 0.5, 0.4, 40), Score("A", "bbh", 0.7)}
     assert tracked_policies(uri=uri, experiment="e", tasks=["bbh"]).tasks == ("bbh",)
     with tracked_run(uri, "e", "again", {}) as run:
-        log_policy(run, [Row("A", "bbh", 0.8)], {})
+        log_policy(run, [Score("A", "bbh", 0.8)], {})
     newest = tracked_policies(uri=uri, experiment="e")
     assert {row.task: row.score for row in newest.rows} == {"humaneval": 0.5, "bbh": 0.8}
 
 
 def test_published_rows_become_runs_once_and_stay_apart(uri):
     rows = (
-        Row("A", "rmbench/overall", 0.7), Row("A", "rmbench/hard", 0.5),
-        Row("B", "rmbench/overall", 0.6), Row("A", "rmb/overall", 0.65),
+        Score("A", "rmbench/overall", 0.7), Score("A", "rmbench/hard", 0.5),
+        Score("B", "rmbench/overall", 0.6), Score("A", "rmb/overall", 0.65),
     )  # fmt: skip
     table = Table(rows, "a paper, table 1")
     evaluated(uri, "A", "rmbench", {"rmbench/overall": 0.1})

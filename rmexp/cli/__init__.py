@@ -1,0 +1,1 @@
+"""The commands: configs, jobs and sweeps around the work; knows all other folders."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rmexp.correlation.correlations import correlate, difference, refusal
-from rmexp.correlation.protocols import ALL, Joined, Pair, agreement, join
+from rmexp.correlation.protocols import ALL, Joined, Pairing, agreement, join
 from rmexp.correlation.report import (
     Contrast,
     Finding,
@@ -88,7 +88,7 @@ def run_correlation(
     return metrics
 
 
-def _findings(pairs: Iterable[Pair], seed: int) -> list[Finding]:
+def _findings(pairs: Iterable[Pairing], seed: int) -> list[Finding]:
     """Correlate each pair with a generator of its own, so that none depends on the others."""
     found = []
     for pair in pairs:
@@ -99,7 +99,7 @@ def _findings(pairs: Iterable[Pair], seed: int) -> list[Finding]:
     return found
 
 
-def _contrasts(pairs: Sequence[Pair], seed: int) -> list[Contrast]:
+def _contrasts(pairs: Sequence[Pairing], seed: int) -> list[Contrast]:
     """Compare the chosen score with the others on each policy, over the RMs that have all three."""
     whole = [pair for pair in pairs if pair.group == ALL]
     found = []

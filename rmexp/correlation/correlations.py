@@ -71,7 +71,7 @@ class Correlations:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class CorrelationDifference:
     """How much larger one correlation is than another, with the 95 % interval if it has one."""
 
     value: float
@@ -127,7 +127,7 @@ def correlate(points: Points, rng: np.random.Generator, samples: int = 2000) -> 
 
 def difference(
     first: Points, second: Points, rng: np.random.Generator, samples: int = 2000
-) -> dict[str, Difference]:
+) -> dict[str, CorrelationDifference]:
     """Return by coefficient how much larger the first correlation is, resampling the RMs of both.
 
     A resample where one of the two is undefined counts as -2 for the lower and 2 for the upper
@@ -143,7 +143,7 @@ def difference(
     values = (coefficients(first, whole) - coefficients(second, whole))[:, 0]
     drawn = coefficients(first, weights) - coefficients(second, weights)
     return {
-        name: Difference(float(value), *ends)
+        name: CorrelationDifference(float(value), *ends)
         for name, value, ends in zip(COEFFICIENTS, values, _bounds(drawn, 2.0, count), strict=True)
     }
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rmexp.correlation.tables import Row, Table
+from rmexp.correlation.tables import Score, Table
 from rmexp.errors import ConfigError, DataError
 from rmexp.stats.coefficients import Points
 
@@ -24,7 +24,7 @@ STYLE_TASKS = ("Arena-Hard", "Arena-Hard-style-control")
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class Pairing:
     """A score against a policy over a group of RMs; `columns` name the points that an RM has.
 
     `x` and `y` say what the axes show.
@@ -43,7 +43,7 @@ class Pair:
 class Joined:
     """The pairs, the chosen one first, and a line for each RM that is on one side only."""
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[Pairing, ...]
     missing: tuple[str, ...]
     groups: Mapping[str, str]
 
@@ -68,7 +68,7 @@ def plain(scores: Table, policies: Table) -> Joined:
                 x = _column([given[rm].score for rm in members])
                 y = _column([made[rm].score for rm in members])
                 points = Points(tuple(members), x, y)
-                pairs.append(Pair(score, policy, group, points, score, policy))
+                pairs.append(Pairing(score, policy, group, points, score, policy))
     return Joined(tuple(pairs), _missing(scores, policies), groups)
 
 
@@ -87,7 +87,7 @@ def rmbench(scores: Table, policies: Table) -> Joined:
     x = np.array([[scores.of(score)[rm].score for score in wanted] for rm in rms])
     change = {task: _relative(policies, task, rms) for task in tasks}
     y = [np.mean([change[task] for task in part], axis=0) for _, part in RMBENCH_DOMAINS.values()]
-    pair = Pair(
+    pair = Pairing(
         "rmbench",
         "rmbench_protocol",
         ALL,
@@ -113,7 +113,7 @@ def style_control(scores: Table, policies: Table) -> Joined:
         np.array([_of(policies, task)[rm].score for rm in rms]) for task in STYLE_TASKS
     )
     _no_zero(free, rms, STYLE_TASKS[0])
-    pair = Pair(
+    pair = Pairing(
         STYLE_SCORE,
         "style_control_drop",
         ALL,
@@ -138,7 +138,7 @@ def join(protocol: object, scores: Table, policies: Table) -> Joined:
     return PROTOCOLS[str(protocol)](scores, policies)
 
 
-def agreement(scores: Table) -> list[Pair]:
+def agreement(scores: Table) -> list[Pairing]:
     """Join every score with every later one, over the RMs that have both."""
     found = []
     for at, first in enumerate(scores.tasks):
@@ -146,7 +146,7 @@ def agreement(scores: Table) -> list[Pair]:
             a, b = scores.of(first), scores.of(second)
             rms = [rm for rm in a if rm in b]
             x, y = (_column([side[rm].score for rm in rms]) for side in (a, b))
-            found.append(Pair(first, second, ALL, Points(tuple(rms), x, y), first, second))
+            found.append(Pairing(first, second, ALL, Points(tuple(rms), x, y), first, second))
     return found
 
 
@@ -172,7 +172,7 @@ def _missing(scores: Table, policies: Table) -> tuple[str, ...]:
     )
 
 
-def _of(policies: Table, task: str) -> dict[str, Row]:
+def _of(policies: Table, task: str) -> dict[str, Score]:
     """Return a task's rows, however its name is spelt."""
     return {row.rm: row for row in policies.rows if _plain(row.task) == _plain(task)}
 

@@ -5,7 +5,7 @@ import json
 import logging
 from dataclasses import astuple
 
-from rmexp.correlation.tables import Row, Table
+from rmexp.correlation.tables import Score, Table
 from rmexp.tables import plain
 from rmexp.tracking.finished import finished_runs
 from rmexp.tracking.runs import RESULT_KEY, Run, tracked_run
@@ -24,7 +24,7 @@ def log_published(scores: Table, experiment: str, run: Run) -> dict[str, float]:
         found.tags.get(RESULT_KEY)
         for found in finished_runs(run.uri, experiment, f"tags.`{PUBLISHED}` = 'true'")
     }
-    by_run: dict[tuple[str, str], list[Row]] = {}
+    by_run: dict[tuple[str, str], list[Score]] = {}
     for row in scores.rows:
         by_run.setdefault((row.rm, row.task.partition("/")[0]), []).append(row)
     counts = {"published/logged": 0.0, "published/there": 0.0}

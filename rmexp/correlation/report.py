@@ -8,8 +8,8 @@ import numpy as np
 
 from rmexp import tables
 from rmexp.correlation import figures as figures
-from rmexp.correlation.correlations import Correlation, Correlations, Difference, remarks
-from rmexp.correlation.protocols import ALL, Pair
+from rmexp.correlation.correlations import Correlation, CorrelationDifference, Correlations, remarks
+from rmexp.correlation.protocols import ALL, Pairing
 from rmexp.correlation.tables import Table
 from rmexp.metrics import metric_name
 from rmexp.stats.bounds import interval_text
@@ -22,7 +22,7 @@ _COLUMNS = ("score", "policy", "RMs", "n", "Pearson", "p", "without one RM", "Sp
 class Finding:
     """A pair with its correlations, or with the reason why it has none."""
 
-    pair: Pair
+    pair: Pairing
     found: Correlations | None
     reason: str | None
 
@@ -41,7 +41,7 @@ class Contrast:
     other: str
     policy: str
     rms: int
-    found: Mapping[str, Difference]
+    found: Mapping[str, CorrelationDifference]
 
 
 def flat_metrics(
@@ -132,7 +132,7 @@ def _numbers(prefix: str, found: Correlations) -> dict[str, float]:
     return numbers
 
 
-def _ends(name: str, each: Correlation | Difference) -> dict[str, float]:
+def _ends(name: str, each: Correlation | CorrelationDifference) -> dict[str, float]:
     """Return a number with its interval, if it has one."""
     numbers = {name: each.value}
     if each.low is not None and each.high is not None:
@@ -160,7 +160,7 @@ def _row(finding: Finding) -> tuple[str, ...]:
     )
 
 
-def _interval(each: Correlation | Difference) -> str:
+def _interval(each: Correlation | CorrelationDifference) -> str:
     return f"{each.value:.2f} ({interval_text(each.low, each.high, '.2f')})"
 
 

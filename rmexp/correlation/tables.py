@@ -11,16 +11,16 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from rmexp.errors import ConfigError, DataError
+from rmexp.files import PUBLISHED
 from rmexp.tables import unmarked
 
-_PUBLISHED = Path(__file__).resolve().parents[1] / "published"
 _CITATION = re.compile(r" \([^()]*, \d{4}[a-z]?\)$")
 _NOT_PUBLISHED = ("", "-")
 _NAMED = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Score:
     """A reward model's score on a task, or that of a policy which was made with it.
 
     `base_score` is what the policy scored before, `n` how many examples the score is of, `group` a
@@ -42,7 +42,7 @@ class Table:
     `source` says where they are from, `notes` are lines for the log.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[Score, ...]
     source: str
     notes: tuple[str, ...] = ()
 
@@ -51,7 +51,7 @@ class Table:
         """Return the tasks in order."""
         return tuple(dict.fromkeys(row.task for row in self.rows))
 
-    def of(self, task: str) -> dict[str, Row]:
+    def of(self, task: str) -> dict[str, Score]:
         """Return a task's rows by RM."""
         return {row.rm: row for row in self.rows if row.task == task}
 
@@ -61,7 +61,7 @@ class Table:
 
 
 def table(
-    rows: Iterable[Row], source: str, tasks: Sequence[str] | None, notes: Sequence[str] = ()
+    rows: Iterable[Score], source: str, tasks: Sequence[str] | None, notes: Sequence[str] = ()
 ) -> Table:
     """Return the rows of these tasks, in the order of `tasks` (None: all, as they come).
 
@@ -94,7 +94,7 @@ def read_table(*, path: str, tasks: Sequence[str] | None = None) -> Table:
     file = Path(path).expanduser()
     lines = _lines(file, ("rm", "task", "score"))
     rows = [
-        Row(
+        Score(
             _text(line["rm"], place),
             _text(line["task"], place),
             _number(line["score"], place),
@@ -128,7 +128,7 @@ def read_published(
     other tables' and selects these rows. `base` is the score before, the same for all, or the name
     of the row that has it, which is then no RM. What was not published is left out.
     """
-    lines = _lines(_PUBLISHED / file, columns.values())
+    lines = _lines(PUBLISHED / file, columns.values())
     named = [(_CITATION.sub("", rm.format_map(line)), place, line) for place, line in lines]
     before: dict[str, float | None] = dict.fromkeys(columns.values())
     if isinstance(base, str):
@@ -144,7 +144,7 @@ def read_published(
                 continue
             shown = names[name] if names is not None else name
             part = line[group] if group else ""
-            rows.append(Row(shown, task, score, before[column], None, part))
+            rows.append(Score(shown, task, score, before[column], None, part))
     return table(rows, source, tasks)
 
 

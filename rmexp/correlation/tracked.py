@@ -1,8 +1,11 @@
-"""What was tracked as tables: scores of reward models, and of the policies made with them."""
+"""Tables of tracked runs: scores of reward models, and of the policies that were made with them.
+
+What was tracked as values is in `tracking.tracked`; here it becomes what correlation reads.
+"""
 
 from collections.abc import Mapping, Sequence
 
-from rmexp.correlation.tables import Row, Table, table
+from rmexp.correlation.tables import Score, Table, table
 from rmexp.errors import ConfigError
 from rmexp.metrics import metric_name, partial_name
 from rmexp.tracking.finished import TrackedRun, finished_runs
@@ -10,16 +13,14 @@ from rmexp.tracking.runs import Run
 from rmexp.tracking.tracked import (
     POLICY,
     Basis,
-    _told_apart,
     every_evaluation,
     newest,
+    told_apart,
     whole_number,
 )
 
 _BASE_SCORE = "base_score"
-
-
-_NAMED = 5
+_NAMED = 5  # how many RMs, or kinds of examples, a line names
 
 
 def tracked_scores(
@@ -43,18 +44,18 @@ def tracked_scores(
             f"scores.metrics={metrics}: give a list, scores.metrics=[rmbench/overall]"
         )
     wanted = [*metrics, *map(partial_name, metrics)]
-    every, notes = _told_apart(
+    every, notes = told_apart(
         (run for run in every_evaluation(uri, experiment, wanted, query) if not run.published),
         "scores",
     )
     found = newest(run for run in every if not run.metrics.keys().isdisjoint(metrics))
-    rows: dict[tuple[str, str], Row] = {}
+    rows: dict[tuple[str, str], Score] = {}
     bases: dict[tuple[str, str], Basis] = {}
     for run in found:
         for name in metrics:
             if name in run.metrics and (run.rm, name) not in rows:
                 basis = bases[run.rm, name] = run.basis(name)
-                rows[run.rm, name] = Row(run.rm, name, run.metrics[name].value, n=basis.n)
+                rows[run.rm, name] = Score(run.rm, name, run.metrics[name].value, n=basis.n)
     source = f"{len(found)} runs of {experiment}"
     _refuse_absent([name for name in metrics if all(task != name for _, task in rows)], source)
     notes += _mixed(bases, "scores", mixed)
@@ -111,7 +112,7 @@ def tracked_policies(
     Those of a task have one n, unless `mixed` asks for others as well. Raises ConfigError where
     there is none, and for different n.
     """
-    rows: dict[tuple[str, str], Row] = {}
+    rows: dict[tuple[str, str], Score] = {}
     runs = finished_runs(uri, experiment, f"tags.rmexp.command = '{POLICY}'", query)
     for run in runs:
         for row in _policies(run):
@@ -123,7 +124,9 @@ def tracked_policies(
     return table(rows.values(), source, tasks, _mixed(bases, "policy", mixed))
 
 
-def log_policy(run: Run, rows: Sequence[Row], intervals: Mapping[str, tuple[float, float]]) -> None:
+def log_policy(
+    run: Run, rows: Sequence[Score], intervals: Mapping[str, tuple[float, float]]
+) -> None:
     """Log how a policy that was made with one RM scores, for `policy=mlflow` to read.
 
     `intervals` maps tasks to the 95 % intervals of their scores, where they are known.
@@ -143,14 +146,14 @@ def log_policy(run: Run, rows: Sequence[Row], intervals: Mapping[str, tuple[floa
     run.log_metrics(metrics)
 
 
-def _policies(run: TrackedRun) -> list[Row]:
+def _policies(run: TrackedRun) -> list[Score]:
     rm, rows = run.tags.get("rmexp.model", run.name), []
     for name, value in run.metrics.items():
         if name.startswith("policy/") and name.endswith("/score"):
             whole = name.removesuffix("/score")
             n = whole_number(run.metrics.get(f"{name}/n"))
             base = run.metrics.get(f"{whole}/{_BASE_SCORE}")
-            rows.append(Row(rm, whole.removeprefix("policy/"), value, base, n))
+            rows.append(Score(rm, whole.removeprefix("policy/"), value, base, n))
     return rows
 
 

@@ -1,0 +1,1 @@
+"""Data as read, for benchmarks and training alike; knows the ground alone."""

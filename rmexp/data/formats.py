@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from rmexp import jsontext
 from rmexp.data.rows import Row, named
 from rmexp.errors import DataError
+from rmexp.outside import parse_record, repeated_key
 
 FORMATS = ".jsonl, .json, .csv, each also with .gz, and .parquet"
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
@@ -84,7 +84,7 @@ def _row(value: object, name: str, place: str) -> Row:
         raise DataError(
             f"{place} is not an object but {type(value).__name__}: every row needs named columns"
         )
-    return Row(value, name, place, jsontext.flaw(value))
+    return Row(value, name, place, repeated_key(value))
 
 
 def _json_lines(path: Path, name: str) -> Iterator[Row]:
@@ -92,7 +92,7 @@ def _json_lines(path: Path, name: str) -> Iterator[Row]:
         place = f"{name}:{number}"
         if line.strip():
             try:
-                value = jsontext.loads(line)
+                value = parse_record(line)
             except ValueError as error:
                 raise DataError(
                     f"{place} is no valid JSON ({error}): correct the line, or download the file "
@@ -104,7 +104,7 @@ def _json_lines(path: Path, name: str) -> Iterator[Row]:
 def _json_rows(path: Path, name: str) -> Iterator[Row]:
     text = "".join(_lines(path, name))
     try:
-        values = jsontext.loads(text) if text.strip() else []
+        values = parse_record(text) if text.strip() else []
     except ValueError as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(

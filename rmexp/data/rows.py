@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rmexp import jsontext
 from rmexp.errors import DataError
+from rmexp.outside import parse_record, repeated_key
 from rmexp.schema import Message
 
 _ROLES = ("system", "user", "assistant")
@@ -143,7 +143,7 @@ class Row:
 
     def _written_list(self, column: str, text: str) -> object:
         try:
-            value = jsontext.loads(text)
+            value = parse_record(text)
         except ValueError:
             try:
                 value = ast.literal_eval(text.strip())
@@ -152,7 +152,7 @@ class Row:
                     f"column {column!r} at {self.place} begins like a list of messages, but is "
                     "neither JSON nor as Python prints a list: write it as JSON"
                 ) from None
-        if flaw := jsontext.flaw(value):
+        if flaw := repeated_key(value):
             raise DataError(f"column {column!r} at {self.place}: {flaw}: correct the row")
         return value
 

@@ -1,0 +1,1 @@
+"""Evaluation, and what is told of finished ones; knows everything below training."""

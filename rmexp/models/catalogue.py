@@ -13,10 +13,10 @@ from rich.box import SIMPLE
 
 from rmexp import tables
 from rmexp.errors import ConfigError
+from rmexp.files import PUBLISHED, ROOT
 from rmexp.outside import read_yaml
 
-MODELS = Path(__file__).resolve().parents[2] / "conf" / "model"
-PUBLISHED = Path(__file__).resolve().parents[1] / "published"
+MODELS = ROOT / "conf" / "model"
 NOT_MODELS = ("judge", "local", "mlflow", "pairwise", "recorded")  # ways to give one
 _SIZE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[BM]\b")
 

@@ -1,0 +1,1 @@
+"""Scoring: each unique response once, kept in the store; knows models."""

@@ -1,0 +1,1 @@
+"""Statistics of outcomes and their figures, all pure; knows the ground alone."""

@@ -1,4 +1,7 @@
-"""What was tracked, as values: evaluations of reward models, and the policies made with them."""
+"""What was tracked, as values: the finished evaluations of reward models, the newest of each.
+
+The leaderboard and correlation both read this; neither is known here.
+"""
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
@@ -84,7 +87,7 @@ def evaluations(
 
     Raises ConfigError where the experiment or the server is not to be had.
     """
-    found, _ = _told_apart(every_evaluation(uri, experiment, metrics, query), "scores")
+    found, _ = told_apart(every_evaluation(uri, experiment, metrics, query), "scores")
     return newest(found)
 
 
@@ -96,7 +99,7 @@ def every_evaluation(
     return [found for run in runs if (found := _evaluation(run, metrics)) is not None]
 
 
-def _told_apart(found: Iterable[Evaluation], group: str) -> tuple[list[Evaluation], list[str]]:
+def told_apart(found: Iterable[Evaluation], group: str) -> tuple[list[Evaluation], list[str]]:
     """Return the evaluations with a name for each version of an RM, and a line for each such RM."""
     found = list(found)
     versions: dict[str, dict[tuple[str, str], None]] = {}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def evaluate(config: dict[str, Any], out_dir: Path, run: "Run") -> str:
     """Evaluate `config["model"]` on `config["bench"]`."""
-    from rmexp.evaluation.evaluate import evaluate
+    from rmexp.evaluation.in_run import evaluate_in_run
     from rmexp.metrics import headline
 
     how = replace(
@@ -30,7 +30,7 @@ def evaluate(config: dict[str, Any], out_dir: Path, run: "Run") -> str:
     )
     benchmark = build(config["bench"])
     key = keyed(config, run, benchmark.headline)
-    metrics = evaluate(build(model_config(config)), benchmark, how, out_dir, run, key)
+    metrics = evaluate_in_run(build(model_config(config)), benchmark, how, out_dir, run, key)
     return headline(metrics, benchmark.headline)
 
 

@@ -16,8 +16,8 @@ from rmexp.benchmarks.bon100 import BestOf100
 from rmexp.benchmarks.preference import Preference
 from rmexp.benchmarks.rmbench import RMBench
 from rmexp.errors import DataError, ScoreError
-from rmexp.evaluation.evaluate import evaluate
-from rmexp.evaluation.evaluate import write_lines as write_lines_of_a_run
+from rmexp.evaluation.in_run import evaluate_in_run
+from rmexp.evaluation.result import write_lines as write_lines_of_a_run
 from rmexp.scoring.recorded import RecordedReward
 from rmexp.scoring.rewards import open_reward
 from rmexp.scoring.score import Settings
@@ -39,7 +39,7 @@ def run(bench: Any, tmp_path: Path, scores: list[dict[str, Any]]) -> tuple[dict[
     reward = RecordedReward(str(write_lines(tmp_path / "scores.jsonl", scores)))
     out = tmp_path / "out"
     out.mkdir()
-    metrics = evaluate(
+    metrics = evaluate_in_run(
         reward, bench, Settings(tmp_path / "store"), out, run_of(sent), lambda **_: "key"
     )
     assert metrics == json.loads((out / "metrics.json").read_text())
@@ -148,7 +148,7 @@ def test_a_response_without_a_place_is_scored_by_a_head_and_a_bad_row_of_a_polic
         out.mkdir()
         bench = Preference(path=path, on_bad_row=on_bad_row)
         arguments = (bench, Settings(tmp_path / "store"), out, run_of({}), lambda **_: "key")
-        return evaluate(reward, *arguments), out
+        return evaluate_in_run(reward, *arguments), out
 
     settings = {"chat_template": THINKING, "device": "cpu"}
     head = open_reward(path=str(tiny_scalar(tmp_path / "head")), name="head", **settings)

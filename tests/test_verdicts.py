@@ -23,7 +23,7 @@ from rmexp.benchmarks.rmb import RMB
 from rmexp.benchmarks.rmbench import RMBench
 from rmexp.benchmarks.toy import Toy
 from rmexp.errors import DataError, ScoreError
-from rmexp.evaluation.evaluate import write_scores
+from rmexp.evaluation.result import write_scores
 from rmexp.judges.verdicts import judge_examples
 from rmexp.schema import Dataset, Example, Message
 from rmexp.scoring.recorded import RecordedReward

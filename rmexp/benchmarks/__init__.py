@@ -1,9 +1,13 @@
 """Benchmarks: how to load their examples, and how to aggregate the rewards of these."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Protocol
 
+from rmexp.errors import ConfigError
+from rmexp.files import ROOT
 from rmexp.metrics import Metric
+from rmexp.outside import read_yaml
 from rmexp.schema import Dataset, ScoredExample
 from rmexp.stats.intervals import Estimate
 
@@ -30,3 +34,25 @@ class Benchmark(Protocol):
     ) -> "dict[str, Figure]":
         """Draw the figures by file name; `estimates` are keyed by `metrics.plain_name`."""
         ...
+
+
+def open_benchmark(name: str, **options: object) -> Benchmark:
+    """Open a benchmark by the name that `bench=` takes, with options of its file in conf/bench.
+
+    Nothing is loaded. Raises ConfigError for a name or an option that does not exist, one that is
+    missing, and values that cannot work.
+    """
+    folder = ROOT / "conf" / "bench"
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        raise ConfigError(f"there is no benchmark {name}, choose from {', '.join(names)}")
+    config = read_yaml(folder / f"{name}.yaml", "get the file again")
+    kind: Any = resolve_name(config.pop("_target_"))
+    if unknown := sorted(set(options) - set(config)):
+        there = ", ".join(config)
+        raise ConfigError(f"{name} has no option {unknown[0]}, choose from {there}")
+    config |= options
+    if missing := [option for option, value in config.items() if value == "???"]:
+        raise ConfigError(f"{name} needs {missing[0]}: give one")
+    benchmark: Benchmark = kind(**config)
+    return benchmark

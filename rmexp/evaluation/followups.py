@@ -12,8 +12,8 @@ from typing import Any
 from rmexp.benchmarks import Benchmark
 from rmexp.errors import ConfigError
 from rmexp.evaluation import comparison
-from rmexp.evaluation.evaluate import evaluate
 from rmexp.evaluation.gains import Gain
+from rmexp.evaluation.in_run import evaluate_in_run
 from rmexp.scoring.model_reward import ModelReward
 from rmexp.scoring.recorded import RecordedReward, left_out_note, lookup_shared
 from rmexp.scoring.score import Settings
@@ -141,7 +141,7 @@ def follow(
             child.log_params(config)
             try:
                 key = partial(result_key, config)
-                metrics = evaluate(reward, wanted.benchmark, settings, folder, child, key)
+                metrics = evaluate_in_run(reward, wanted.benchmark, settings, folder, child, key)
             except BaseException as error:
                 ended = "KILLED" if isinstance(error, Killed) else "FAILED"
                 write_status(folder, {**ids, "status": ended, "error": redact(str(error))})

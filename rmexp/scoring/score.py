@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Protocol
@@ -42,7 +42,7 @@ class Settings:
     machine for "auto".
     """
 
-    store_dir: Path = ROOT / "scores"
+    store_dir: Path = field(default_factory=lambda: ROOT / "scores")
     on_overlength: OnOverlength = "left_truncate"
     batch_tokens: int | None = None
     max_non_finite: int = 0

@@ -105,9 +105,9 @@ def points(estimates: Sequence[Estimate]) -> list[Point]:
     return found
 
 
-def write(path: Path, points: Sequence[Point]) -> None:
+def write(path: Path, points: Sequence[Point]) -> Path:
     """Write the points as CSV."""
-    tables.write_csv(path, [field.name for field in fields(Point)], map(astuple, points))
+    return tables.write_csv(path, [field.name for field in fields(Point)], map(astuple, points))
 
 
 def read(path: Path) -> list[Point]:

@@ -23,7 +23,7 @@ from rmexp.training.world import rank, together
 
 if TYPE_CHECKING:
     from rmexp.tracking.runs import Run
-    from rmexp.training.recipe import Start
+    from rmexp.training.start import Start
 
 
 def train(config: dict[str, Any], out_dir: Path, run: "Run | None") -> str:
@@ -31,23 +31,22 @@ def train(config: dict[str, Any], out_dir: Path, run: "Run | None") -> str:
     from rmexp.evaluation import followups
     from rmexp.training.options import check_options, make_trainer
     from rmexp.training.recipe import read_recipe
-    from rmexp.training.train import train
+    from rmexp.training.start import Training
+    from rmexp.training.train import Place, train
 
     how = settings(config)
     recipe = read_recipe(config["recipe"], config["seed"])
     options = check_options(config["trainer"], HydraConfig.get().mode is RunMode.MULTIRUN)
     options = {"enable_progress_bar": sys.stderr.isatty(), **options}
     make_trainer(build(options))  # to see before anything is loaded whether it can be
-    trainer = build(options)
     objective, source = build(config["objective"]), build(config["data"])
     plans = followups.plan(config["eval_after"], _bench, build)
     beside = followups.check_beside(config["eval_beside"])
     dtype = "bfloat16" if options["precision"] == "bf16-true" else "float32"
     start = _start(config, dtype)
+    training = Training(start, objective, source, recipe, build(options), how)
     key = keyed(config, run, "val/accuracy")
-    metrics = train(
-        start, objective, source, trainer, recipe, how, out_dir, run, key, config["resume"]
-    )
+    metrics = train(training, Place(out_dir, run, key, config["resume"]))
     if run is None:
         return ""
     if plans:
@@ -71,7 +70,7 @@ def train(config: dict[str, Any], out_dir: Path, run: "Run | None") -> str:
 def _start(config: Mapping[str, Any], dtype: str) -> "Start":
     """Open the model to start from, to be trained in `dtype`, and a reference that is given."""
     from rmexp.scoring.model_reward import ModelReward
-    from rmexp.training.recipe import Start
+    from rmexp.training.start import Start
 
     model = model_config(config)
     reference = (model.get("reference") or {}).get("path")

@@ -13,8 +13,10 @@ from rmexp.data import toy
 from rmexp.errors import ConfigError, DataError
 from rmexp.models.chat import Chat, Encoded
 from rmexp.schema import Example, Message, prompt_key
-from rmexp.training.batches import Batches, EncodedPair, encode_pairs
-from rmexp.training.data import PreferencePairs, RecordedPairs, ToyPairs, split_by_prompt
+from rmexp.training.batches import Batches
+from rmexp.training.data import PreferencePairs, RecordedPairs, ToyPairs
+from rmexp.training.encoded import EncodedPair, encode_pairs
+from rmexp.training.split import split_by_prompt
 
 
 def examples(prompts: int, each: int = 2) -> list[Example]:

@@ -19,7 +19,7 @@ from rmexp.models.checkpoints import find_checkpoint
 from rmexp.schema import Example, Message
 from rmexp.scoring.rewards import ImplicitReward, open_reward
 from rmexp.scoring.score import Settings
-from rmexp.training.starts import load_classifier
+from rmexp.training.classifier import load_classifier
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

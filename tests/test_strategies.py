@@ -22,7 +22,8 @@ from rmexp.scoring.score import Settings
 from rmexp.training.data import ToyPairs
 from rmexp.training.recipe import Recipe
 from rmexp.training.sharding import Sharded
-from rmexp.training.train import train
+from rmexp.training.start import Training
+from rmexp.training.train import Place, train
 
 
 class Case(NamedTuple):
@@ -93,18 +94,15 @@ def run(top: Path, out: str, case: Case, devices: int, steps: int = 2, **more: A
         begin = replace(begin, dtype="bfloat16")
     recipe = {"weight_decay": 1.0, "checkpoint_every": 2, "val_share": 0.0, **dict(case.recipe)}
     resume = more.pop("resume", False)
-    train(
+    training = Training(
         begin,
         OBJECTIVES[case.objective](),
         ToyPairs(pairs=16),
-        quiet_trainer(**options, **more),
         Recipe(batch_size=4, learning_rate=1e-3, warmup=0.0, **recipe),
+        quiet_trainer(**options, **more),
         Settings(top / "store"),
-        top / out,
-        None,
-        lambda **_: "",
-        resume,
     )
+    train(training, Place(top / out, None, lambda **_: "", resume))
 
 
 def process(rank: int, top: Path, port: int) -> None:

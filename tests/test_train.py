@@ -39,10 +39,12 @@ from rmexp.scoring.rewards import open_reward
 from rmexp.scoring.score import Settings
 from rmexp.tracking.runs import Run
 from rmexp.training import train as train_module
-from rmexp.training.data import ToyPairs, split_by_prompt
+from rmexp.training.data import ToyPairs
 from rmexp.training.objectives import BradleyTerry
-from rmexp.training.recipe import Recipe, Start
-from rmexp.training.train import train
+from rmexp.training.recipe import Recipe
+from rmexp.training.split import split_by_prompt
+from rmexp.training.start import Start, Training
+from rmexp.training.train import Place, train
 
 
 @pytest.fixture(scope="module")
@@ -94,18 +96,15 @@ def run_train(
         return quiet_trainer(callbacks=callbacks + more, **options)(**others)
 
     defaults = {"batch_size": 4, "learning_rate": 1e-3, "checkpoint_every": 1, "val_share": 0.2}
-    train(
+    training = Training(
         begin,
         objective or OBJECTIVES["bt"](),
         ToyPairs(pairs=pairs),
-        make,
         Recipe(**{**defaults, **recipe}),
+        make,
         Settings(out_dir.parent / "store"),
-        out_dir,
-        run,
-        lambda **_: "",
-        resume,
     )
+    train(training, Place(out_dir, run, lambda **_: "", resume))
     loaded: dict[str, Any] = torch.load(out_dir / "checkpoints" / "last.ckpt", weights_only=True)
     return loaded
 

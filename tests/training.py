@@ -12,12 +12,14 @@ from lightning import Trainer
 from rmexp.schema import Example
 from rmexp.scoring.rewards import open_reward
 from rmexp.scoring.score import Settings
-from rmexp.training.batches import Batches, EncodedPair, encode_pairs
+from rmexp.training.batches import Batches
 from rmexp.training.data import ToyPairs
+from rmexp.training.encoded import EncodedPair, encode_pairs
 from rmexp.training.module import PreferenceModule
 from rmexp.training.objectives import DPO, BradleyTerry
-from rmexp.training.recipe import Recipe, Start, build_model
-from rmexp.training.train import _with_references
+from rmexp.training.recipe import Recipe
+from rmexp.training.references import with_references
+from rmexp.training.start import Start, build_model
 
 OBJECTIVES: dict[str, Callable[..., Any]] = {"bt": BradleyTerry, "dpo": DPO}
 
@@ -31,11 +33,11 @@ def start(path: Path, **options: Any) -> Start:
 
 
 def encoded(begin: Start, objective: Any, examples: Any, store: Path) -> tuple[EncodedPair, ...]:
-    parts = {"train": encode_pairs(begin.reward.chat, examples, "left_truncate")}
+    pairs = encode_pairs(begin.reward.chat, examples, "left_truncate").pairs
     if objective.uses_reference:
         store.mkdir(exist_ok=True)
-        parts = _with_references(parts, begin.reference, Settings(store), None)
-    return parts["train"].pairs
+        pairs = with_references(pairs, begin.reference, Settings(store), None)
+    return pairs
 
 
 def module(begin: Start, objective: Any, steps: int = 8, **recipe: Any) -> PreferenceModule:

@@ -13,10 +13,10 @@ from transformers.modeling_utils import PreTrainedModel
 from rmexp.errors import ConfigError, ScoreError, is_full_disk
 from rmexp.outside import read_checkpoint
 from rmexp.scoring.rewards import open_reward
-from rmexp.training.batches import Batches, EncodedPair
-from rmexp.training.objectives import Objective
-from rmexp.training.recipe import Recipe, Start, build_model
-from rmexp.training.starts import merge_lora
+from rmexp.training.batches import Batches
+from rmexp.training.encoded import EncodedPair
+from rmexp.training.lora import merge_lora
+from rmexp.training.start import Start, Training, build_model
 
 _PROBED = 4  # pairs on which the saved model is compared with the trained one
 _TOLERANCE = {"float32": 1e-3}  # relative; of the shorter numbers, see below
@@ -24,32 +24,30 @@ _SHORT_TOLERANCE = 0.1
 
 
 def export(
-    start: Start,
-    objective: Objective,
-    recipe: Recipe,
+    training: Training,
     checkpoint: Path,
-    rmexp: Mapping[str, Any],
+    reading: Mapping[str, Any],
     pairs: Sequence[EncodedPair],
     folder: Path,
 ) -> float:
     """Save a training checkpoint's model as `folder`, read it again, and compare.
 
     Returns the largest difference between a reward of the first pairs as trained and as evaluation
-    reads it. The folder appears complete or not at all. `rmexp` goes into `rmexp.json`. Raises
+    reads it. The folder appears complete or not at all. `reading` goes into `rmexp.json`. Raises
     ScoreError where the rewards differ, ConfigError where the folder cannot be written.
     """
-    probe = pairs[:_PROBED]
-    model, tokenizer = _trained(start, objective, recipe, checkpoint), start.reward.chat.tokenizer
+    start, probe = training.start, pairs[:_PROBED]
+    model, tokenizer = _trained(training, checkpoint), start.reward.chat.tokenizer
     batch = next(iter(Batches(probe, len(probe), pad=tokenizer.pad_token_id or 0)))
     with torch.inference_mode():
-        expected = objective.rewards(model, batch).double().numpy()
+        expected = training.objective.rewards(model, batch).double().numpy()
     tokenizer.chat_template = start.reward.chat.template
     draft = folder.with_name(f".{folder.name}.draft")
     try:
         _remove(draft)  # of a run that was killed
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-        (draft / "rmexp.json").write_text(json.dumps(rmexp, indent=1) + "\n", encoding="utf-8")
+        (draft / "rmexp.json").write_text(json.dumps(reading, indent=1) + "\n", encoding="utf-8")
         _remove(folder)
         draft.rename(folder)
     except OSError as error:
@@ -62,8 +60,7 @@ def export(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     del model
-    found = _reread(start, folder, probe)
-    delta = float(np.abs(found - expected).max())
+    delta = float(np.abs(_reread(start, folder, probe) - expected).max())
     limit = _TOLERANCE.get(start.dtype, _SHORT_TOLERANCE) * max(1.0, float(np.abs(expected).max()))
     if not delta <= limit:
         raise ScoreError(
@@ -81,14 +78,12 @@ def _remove(folder: Path) -> None:
         folder.unlink(missing_ok=True)
 
 
-def _trained(
-    start: Start, objective: Objective, recipe: Recipe, checkpoint: Path
-) -> PreTrainedModel:
+def _trained(training: Training, checkpoint: Path) -> PreTrainedModel:
     """Return the checkpoint's model in plain layers, on the CPU."""
-    model = build_model(start, objective, recipe)
+    model = build_model(training.start, training.objective, training.recipe)
     kept = read_checkpoint(checkpoint, "run the command again with resume=true")["state_dict"]
     model.load_state_dict({name.removeprefix("model."): value for name, value in kept.items()})
-    if recipe.lora_rank is not None:
+    if training.recipe.lora_rank is not None:
         merge_lora(model)
     trained: PreTrainedModel = model.eval()
     return trained

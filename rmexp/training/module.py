@@ -2,7 +2,6 @@
 
 import resource
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,8 +16,7 @@ from rmexp.models.backbone import Model
 from rmexp.training.batches import PairBatch
 from rmexp.training.objectives import Objective
 from rmexp.training.sharding import Sharded, shard
-
-_SUMS = ("loss", "accuracy", "margin", "reward_chosen", "reward_rejected")
+from rmexp.training.sums import Sums, means
 
 
 class PreferenceModule(LightningModule):
@@ -49,7 +47,7 @@ class PreferenceModule(LightningModule):
         # A row of metrics for each step and each validation, from the beginning of the run.
         self.history: list[dict[str, float]] = []
         self.validation: dict[str, float] = {}
-        self._trained, self._validated = _Sums(), _Sums()
+        self._trained, self._validated = Sums(), Sums()
         self._began = time.monotonic()
         self._rng: list[list[Tensor]] | None = None
 
@@ -87,8 +85,8 @@ class PreferenceModule(LightningModule):
         overflows fp16 is left to the scaler, which lowers its scale and leaves out the step. Raises
         ScoreError where the loss or the gradient is not finite, before any weight changes.
         """
-        given = [p for p in self.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in given if p.grad is not None])
+        trained = [p for p in self.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         seconds = time.monotonic() - self._began
@@ -103,10 +101,10 @@ class PreferenceModule(LightningModule):
                 "are kept, and resume=true goes on from the last one"
             )
         if gradient_clip_val and gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(given, gradient_clip_val)
+            nn.utils.clip_grad_value_(trained, gradient_clip_val)
         elif gradient_clip_val and not overflow:
-            nn.utils.clip_grads_with_norm_(given, gradient_clip_val, norm)
-        metrics = _means("train", sums)
+            nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
+        metrics = means("train", sums)
         metrics |= {} if overflow else {"train/gradient_norm": float(norm)}
         metrics |= {
             "train/learning_rate": optimizer.param_groups[0]["lr"],
@@ -131,7 +129,7 @@ class PreferenceModule(LightningModule):
             )
         if self.trainer.sanity_checking:  # a few batches, before any training
             return
-        self.validation = _means("val", sums)
+        self.validation = means("val", sums)
         self.log_dict(self.validation, sync_dist=True)  # equal on all devices already
         self.history.append({"step": float(self.trainer.global_step), **self.validation})
         self._began = time.monotonic()
@@ -181,13 +179,13 @@ class PreferenceModule(LightningModule):
 
     def _rng_states(self) -> list[list[Tensor]]:
         """Return the states of each process: the processor's and, where there is one, the GPU's."""
-        own = [torch.get_rng_state()]
+        here = [torch.get_rng_state()]
         if self.device.type == "cuda":
-            own.append(torch.cuda.get_rng_state(self.device))
+            here.append(torch.cuda.get_rng_state(self.device))
         if self.trainer.world_size == 1:
-            return [own]
-        states: list[list[Tensor]] = [own] * self.trainer.world_size
-        torch.distributed.all_gather_object(states, own)
+            return [here]
+        states: list[list[Tensor]] = [here] * self.trainer.world_size
+        torch.distributed.all_gather_object(states, here)
         return states
 
     def last_metrics(self) -> dict[str, float]:
@@ -207,55 +205,13 @@ class PreferenceModule(LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         return 1.0 if scaler is None else float(scaler.get_scale())
 
-    def _take(self, sums: "_Sums") -> tuple[Tensor, list[str]]:
+    def _take(self, sums: Sums) -> tuple[Tensor, list[str]]:
         """Return the sums over all devices and the pairs that are not finite here; begin anew."""
         total = self.trainer.strategy.reduce(sums.total(self.device), reduce_op="sum")
         assert isinstance(total, Tensor)
         names = [] if torch.isfinite(total).all() else sums.not_finite()
         sums.clear()
         return total, names
-
-
-class _Sums:
-    """Sums over pairs: loss, accuracy, margin, the two rewards, and how many pairs and tokens."""
-
-    def __init__(self) -> None:
-        self._parts: list[Tensor] = []
-        self._losses: list[tuple[Sequence[str], Tensor]] = []
-
-    def add(self, batch: PairBatch, losses: Tensor, chosen: Tensor, rejected: Tensor) -> None:
-        values = [losses, (chosen > rejected).float(), chosen - rejected, chosen, rejected]
-        tokens = batch.lengths.view(2, -1).sum(0)
-        values += [torch.ones_like(losses), tokens.float()]
-        # Where, not times: a pair that only fills up must not spread a NaN.
-        real = [torch.where(batch.real > 0, value, 0).sum().double() for value in values]
-        self._parts.append(torch.stack(real))
-        self._losses.append((batch.names, losses))
-
-    def total(self, device: torch.device) -> Tensor:
-        if not self._parts:
-            return torch.zeros(len(_SUMS) + 2, dtype=torch.float64, device=device)
-        return torch.stack(self._parts).sum(0)
-
-    def not_finite(self) -> list[str]:
-        return [
-            name
-            for names, losses in self._losses
-            for name, loss in zip(names, losses.tolist(), strict=True)
-            if not abs(loss) < float("inf")
-        ]
-
-    def clear(self) -> None:
-        self._parts.clear()
-        self._losses.clear()
-
-
-def _means(stage: str, sums: Tensor) -> dict[str, float]:
-    pairs = float(sums[len(_SUMS)])
-    return {
-        f"{stage}/{name}": float(value) / pairs
-        for name, value in zip(_SUMS, sums[: len(_SUMS)], strict=True)
-    }
 
 
 def _peak_memory(device: torch.device) -> float:

@@ -11,8 +11,8 @@ from rmexp.models.checkpoints import Checkpoint
 from rmexp.models.forward import response_logps, scalar_rewards
 from rmexp.models.loading import load_policy
 from rmexp.training.batches import PairBatch
+from rmexp.training.classifier import load_classifier
 from rmexp.training.losses import preference_loss
-from rmexp.training.starts import load_classifier
 
 
 class Objective(Protocol):

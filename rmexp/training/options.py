@@ -106,16 +106,16 @@ def _check(name: str, value: Any, fits: bool, wanted: str) -> None:
 
 
 def _precision(options: Mapping[str, Any]) -> str:
-    given = options.get("precision")
+    asked = options.get("precision")
     for name, others in _PRECISIONS.items():
-        if given == name or any(given == other and type(given) is type(other) for other in others):
+        if asked == name or any(asked == other and type(asked) is type(other) for other in others):
             if name == "16-mixed" and options.get("accelerator") == "cpu":
                 raise ConfigError(
                     "trainer.precision=16-mixed needs a GPU: take bf16-mixed or 32-true"
                 )
             return name
     raise ConfigError(
-        f"trainer.precision={given}: choose from {', '.join(_PRECISIONS)}, of which training is "
+        f"trainer.precision={asked}: choose from {', '.join(_PRECISIONS)}, of which training is "
         "known to be right"
     )
 
@@ -127,9 +127,9 @@ def make_trainer(make: Callable[..., Trainer], **ours: Any) -> Trainer:
     own way would round the head and the references, too. Raises ConfigError where it cannot be.
     """
     _quieten()
-    given = make.keywords if isinstance(make, partial) else {}
-    callbacks = _all_of(Callback, "callbacks", given.get("callbacks"))
-    loggers = _all_of(Logger, "logger", given.get("logger"))
+    options = make.keywords if isinstance(make, partial) else {}
+    callbacks = _all_of(Callback, "callbacks", options.get("callbacks"))
+    loggers = _all_of(Logger, "logger", options.get("logger"))
     ours["callbacks"] = [*callbacks, *ours.get("callbacks", [])]
     ours["logger"] = [*ours.get("logger", []), *loggers] or False
     if environment := _environment():
@@ -208,13 +208,13 @@ def _environment() -> ClusterEnvironment | None:
     return SlurmTasks() if slurm_tasks() > 1 and not external else LightningEnvironment()
 
 
-def _all_of(kind: type[Any], name: str, given: Any) -> list[Any]:
+def _all_of(kind: type[Any], name: str, option: Any) -> list[Any]:
     """Return what the option holds, one or a list, each of the kind."""
-    found = [] if given is None else given if isinstance(given, list) else [given]
-    for one in found:
+    parts = [] if option is None else option if isinstance(option, list) else [option]
+    for one in parts:
         if not isinstance(one, kind):
             raise ConfigError(
                 f"trainer.{name}: {one} is no {kind.__name__} of Lightning: give a list such as "
                 f"[{{_target_: its class}}], which is added to rmexp's own"
             )
-    return found
+    return parts

@@ -1,18 +1,11 @@
-"""How to train and what to start from, checked as values before anything is loaded."""
+"""How to train, checked as values before anything is loaded."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any
 
 from rmexp.errors import ConfigError
-from rmexp.models.backbone import Model, enable_packing
-from rmexp.scoring.columns import Column
-from rmexp.scoring.model_reward import ModelReward
-from rmexp.scoring.rewards import open_reward
-from rmexp.training.objectives import Objective
-from rmexp.training.starts import add_lora
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,56 +65,3 @@ def read_recipe(settings: Mapping[str, Any], seed: int) -> Recipe:
             f"recipe.{unknown[0]}: there is no such setting, choose from {', '.join(known)}"
         )
     return Recipe(seed=seed, **settings)
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """The model to train, read as `reward` reads it, and what a DPO policy is compared with.
-
-    `dtype` is that of the trained weights. `path` and `reference_path` are what loads the two again
-    on any machine: a hub name, or a folder.
-    """
-
-    reward: ModelReward
-    path: str
-    dtype: str
-    reference_path: str | None = None
-
-    @property
-    def column(self) -> Column:
-        """Return the model's own column."""
-        return self.reward.columns[0]
-
-    @property
-    def reference(self) -> Column:
-        """Return the column of log pi_ref: the given reference's, else the start's own."""
-        if self.reference_path is not None:
-            return self.reward.columns[1]
-        return replace(self.column, reads="logps")
-
-    def trained(self, folder: Path, name: str) -> ModelReward:
-        """Open the model that training left in a folder, to be read as the start was."""
-        column, chat = self.column, self.reward.chat
-        return open_reward(
-            path=str(folder),
-            name=name,
-            dtype=column.dtype,
-            max_length=chat.max_length,
-            date=chat.date,
-            attention=column.attention,
-            device=column.device,
-        )
-
-
-def build_model(start: Start, objective: Objective, recipe: Recipe) -> Model:
-    """Return the model as training changes it: all weights, or LoRA layers on them."""
-    column = start.column
-    tokenizer = start.reward.chat.tokenizer
-    model = objective.load(column.checkpoint, tokenizer, start.dtype, column.attention, recipe.seed)
-    enable_packing(model)
-    model.train()
-    if recipe.lora_rank is not None:
-        add_lora(model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout)
-    if recipe.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    return model

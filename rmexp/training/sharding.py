@@ -57,9 +57,9 @@ class Sharded(ModelParallelStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Take this device's part of the weights."""
         assert self.lightning_module is not None
-        own = self.lightning_module.state_dict()
-        given = {name: _part(value, own[name]) for name, value in checkpoint["state_dict"].items()}
-        self.lightning_module.load_state_dict(given, strict=strict)
+        like = self.lightning_module.state_dict()
+        parts = {name: _part(value, like[name]) for name, value in checkpoint["state_dict"].items()}
+        self.lightning_module.load_state_dict(parts, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Take this device's part of the optimiser's state."""

@@ -1,205 +1,251 @@
-"""Training: data, reference, fit with Lightning, and a model folder that evaluation reads."""
+"""Training, step by step: pairs, reference, fit with Lightning, and the model's folder."""
 
 import gc
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from filelock import FileLock
 from lightning import Trainer
 
-from rmexp.errors import ScoreError
 from rmexp.models.chat import Chat
 from rmexp.outside import read_checkpoint
 from rmexp.schema import Dataset, fingerprint
-from rmexp.scoring.columns import Column
-from rmexp.scoring.model_reward import check_vocabulary, column_values
-from rmexp.scoring.score import Settings
+from rmexp.scoring.model_reward import check_vocabulary
 from rmexp.tracking.runs import RESULT_KEY, Run
-from rmexp.training.batches import Batches, EncodedPairs, encode_pairs
+from rmexp.training.batches import Batches
 from rmexp.training.curves import training_curve
-from rmexp.training.data import Source, split_by_prompt
+from rmexp.training.encoded import EncodedPairs, encode_pairs
 from rmexp.training.export import export
-from rmexp.training.fit import fit, limited, open_trainer, resumed, steps
+from rmexp.training.fit import fit, limited, open_trainer, steps
 from rmexp.training.module import PreferenceModule
-from rmexp.training.objectives import Objective
-from rmexp.training.recipe import Recipe, Start, build_model
+from rmexp.training.references import free_devices, with_references
+from rmexp.training.resuming import resumed
+from rmexp.training.split import split_by_prompt
+from rmexp.training.start import Training, build_model
 
 log = logging.getLogger(__name__)
 
 _NAMED_ROWS = 5
 
 
-def train(
-    start: Start,
-    objective: Objective,
-    source: Source,
-    make: Callable[..., Trainer],
-    recipe: Recipe,
-    settings: Settings,
-    out_dir: Path,
-    run: Run | None,
-    key: Callable[..., str],
-    resume: bool = False,
-) -> dict[str, float]:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a training leaves its files, and the run that tracks it.
+
+    `run` is None in a process that only helps another one, which writes the files. `key` makes the
+    digest by which a finished run is known from the fingerprints of what it read. With `resume` the
+    training goes on from the folder's last checkpoint, if there is one.
+    """
+
+    out_dir: Path
+    run: Run | None
+    key: Callable[..., str]
+    resume: bool = False
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return the folder of the checkpoints."""
+        return self.out_dir / "checkpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """The data, in which rows that cannot be read are bad ones, and their pairs as `chat` has them.
+
+    `train` are trained on, `val` validate.
+    """
+
+    data: Dataset
+    chat: Chat
+    train: EncodedPairs
+    val: EncodedPairs
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """Return the metrics `data/...`."""
+        return {
+            "data/train_pairs": len(self.train.pairs),
+            "data/val_pairs": len(self.val.pairs),
+            "data/bad_rows": len(self.data.bad_rows),
+            "data/truncated": self.train.truncated + self.val.truncated,
+            "data/dropped": self.train.dropped + self.val.dropped,
+        }
+
+
+def train(training: Training, place: Place) -> dict[str, float]:
     """Train, save the best model as `out_dir/model`, and return the metrics that were logged.
 
-    `key` makes the digest by which a finished run is known from the fingerprints of what it read.
-    `run` is None in a process that only helps another one, which writes the files. Raises
-    ConfigError, DataError or ScoreError for what cannot work, NaN losses among it.
+    Raises ConfigError, DataError or ScoreError for what cannot work, NaN losses among it.
     """
-    folder = out_dir / "checkpoints"
-    trainer = open_trainer(make, recipe, folder, run)
-    data = source.load()
+    trainer = open_trainer(training.make_trainer, training.recipe, place.checkpoints, place.run)
+    pairs = _load(training)
+    planned, batches_an_epoch = _length(trainer, training, pairs)
+    tags = _identify(training, pairs)
+    if place.run is not None:
+        _announce(training, pairs, tags, place)
+    if training.objective.uses_reference:
+        pairs = _add_references(training, pairs, trainer)
+    reading = _reading(training)
+    identity = _identity(training, pairs, tags, trainer.accumulate_grad_batches)
+    checkpoint = resumed(place.checkpoints / "last.ckpt", identity) if place.resume else None
+    batches, val = _batches(training, pairs, trainer, batches_an_epoch)
+    module = _module(training, planned, identity)
+    place.checkpoints.mkdir(parents=True, exist_ok=True)
+    kept = fit(trainer, module, batches, val, place.checkpoints, checkpoint)
+    if place.run is None:
+        return {}
+    metrics = {**pairs.counts, **module.last_metrics(), **_validation(kept, module)}
+    history, step = module.history, trainer.global_step
+    del module, trainer
+    gc.collect()  # the two hold each other, with the optimiser's state: make room for what follows
+    folder = place.out_dir / "model"
+    metrics["train/reload_max_delta"] = export(training, kept, reading, pairs.train.pairs, folder)
+    _leave(metrics, history, step, place.out_dir, place.run)
+    return metrics
+
+
+def _load(training: Training) -> _Pairs:
+    """Read the pairs, put some aside for validation, and encode them as evaluation does."""
+    recipe, chat = training.recipe, training.start.reward.chat
+    data = training.source.load()
     split = split_by_prompt(data.examples, recipe.val_share, recipe.seed)
-    chat, on_overlength = start.reward.chat, settings.on_overlength
     if recipe.max_length is not None:
         length = min(chat.max_length, recipe.max_length)
         chat = Chat(chat.tokenizer, length, chat.template, chat.date, chat.other)
-    places = objective.reader == "implicit"
-    parts = {
-        name: encode_pairs(chat, examples, on_overlength, places, data.skips)
-        for name, examples in (("train", split.train), ("val", split.val))
+    on_overlength = training.settings.on_overlength
+    needs_place = training.objective.reader == "implicit"
+    train, val = (
+        encode_pairs(chat, examples, on_overlength, needs_place, data.skips)
+        for examples in (split.train, split.val)
+    )
+    data = replace(data, bad_rows=(*data.bad_rows, *train.bad_rows, *val.bad_rows))
+    return _Pairs(data, chat, train, val)
+
+
+def _length(trainer: Trainer, training: Training, pairs: _Pairs) -> tuple[int, int]:
+    """Return how many steps are trained, and how many batches an epoch has.
+
+    From here on the batches end by themselves, and know their last step.
+    """
+    recipe = training.recipe
+    batches = Batches(
+        pairs.train.pairs, recipe.batch_size, seed=recipe.seed, tokens=recipe.batch_tokens
+    )
+    planned, an_epoch = steps(trainer, len(batches)), limited(trainer, len(batches))
+    trainer.limit_train_batches = 1.0
+    return planned, an_epoch
+
+
+def _identify(training: Training, pairs: _Pairs) -> dict[str, str]:
+    """Return the tags by which a run of the same model on the same data is known."""
+    checkpoint = training.start.column.checkpoint
+    return {
+        "rmexp.data": fingerprint(pairs.data.examples),
+        "rmexp.weights": checkpoint.fingerprint(training.settings.store_dir),
+        "rmexp.reading": checkpoint.reading(),
+        "rmexp.objective": training.objective.name,
     }
-    unread = [row for part in parts.values() for row in part.bad_rows]
-    data = replace(data, bad_rows=(*data.bad_rows, *unread))
-    counts = _counts(parts, data)
-    size, limit = recipe.batch_size, recipe.batch_tokens
-    an_epoch = len(Batches(parts["train"].pairs, size, seed=recipe.seed, tokens=limit))
-    planned, most = steps(trainer, an_epoch), limited(trainer, an_epoch)
-    trainer.limit_train_batches = 1.0  # the batches end by themselves, and know their last step
-    weights = start.column.checkpoint.fingerprint(settings.store_dir)
-    digest = fingerprint(data.examples)
-    if run is not None:
-        tags = {
-            "rmexp.data": digest,
-            "rmexp.weights": weights,
-            "rmexp.reading": start.column.checkpoint.reading(),
-            "rmexp.objective": objective.name,
-        }
-        run.set_tags(tags | {RESULT_KEY: key(**tags)})
-        run.log_dataset(source.name, digest, data.source, {"num_rows": len(data.examples)})
-        _report_data(source, data, counts, out_dir)
-        if data.bad_rows:
-            run.keep(out_dir / "bad_rows.txt")
-    reading = {**objective.reading(), "reference": None}
-    reference = start.reference if objective.uses_reference else None
-    if reference is not None:
-        rows = [
-            row for part in parts.values() for p in part.pairs for row in (p.chosen, p.rejected)
-        ]
-        check_vocabulary(start.reward, rows)
-        sharing = replace(settings, devices=_free_devices(trainer, reference))
-        parts = _with_references(parts, reference, sharing, chat.tokenizer.pad_token_id)
-        reading["reference"] = {
-            "name": reference.checkpoint.name,
-            "path": start.reference_path or start.path,
-            "revision": reference.checkpoint.revision,
-            "fingerprint": reference.checkpoint.fingerprint(settings.store_dir),
-        }
-    identity = {
-        "weights": weights,
-        "data": digest,
-        "objective": objective.name,
-        **chat.identity(),
-        "accumulate": trainer.accumulate_grad_batches,
-        **{k: v for k, v in asdict(recipe).items() if k != "checkpoint_every"},
-        **{name: value for name, value in reading.items() if name != "reference"},
+
+
+def _announce(training: Training, pairs: _Pairs, tags: Mapping[str, str], place: Place) -> None:
+    """Tell the run, the log and the folder what is trained on; end here if it was done before."""
+    source, data, run = training.source, pairs.data, place.run
+    assert run is not None
+    run.set_tags({**tags, RESULT_KEY: place.key(**tags)})
+    size = {"num_rows": len(data.examples)}
+    run.log_dataset(source.name, tags["rmexp.data"], data.source, size)
+    shown = ", ".join(f"{name.removeprefix('data/')} {n:,.0f}" for name, n in pairs.counts.items())
+    log.info("%s: %d pairs from %s (%s)", source.name, len(data.examples), data.source, shown)
+    for note in data.notes:
+        log.warning("%s", note)
+    if data.bad_rows:
+        path = place.out_dir / "bad_rows.txt"
+        path.write_text("\n".join(data.bad_rows) + "\n", encoding="utf-8")
+        run.keep(path)
+        named = "; ".join(data.bad_rows[:_NAMED_ROWS])
+        log.warning("%d bad rows, listed in bad_rows.txt: %s", len(data.bad_rows), named)
+
+
+def _add_references(training: Training, pairs: _Pairs, trainer: Trainer) -> _Pairs:
+    """Give each pair the log-probabilities that the reference has of its responses."""
+    reference, together = training.start.reference, (*pairs.train.pairs, *pairs.val.pairs)
+    rows = [row for pair in together for row in (pair.chosen, pair.rejected)]
+    check_vocabulary(training.start.reward, rows)
+    settings = replace(training.settings, devices=free_devices(trainer, reference))
+    together = with_references(together, reference, settings, pairs.chat.tokenizer.pad_token_id)
+    count = len(pairs.train.pairs)
+    return replace(
+        pairs,
+        train=replace(pairs.train, pairs=together[:count]),
+        val=replace(pairs.val, pairs=together[count:]),
+    )
+
+
+def _reading(training: Training) -> dict[str, Any]:
+    """Return what `rmexp.json` says: how to read the trained model, and beside which reference."""
+    start, reading = training.start, training.objective.reading()
+    if not training.objective.uses_reference:
+        return {**reading, "reference": None}
+    checkpoint = start.reference.checkpoint
+    reference = {
+        "name": checkpoint.name,
+        "path": start.reference_path or start.path,
+        "revision": checkpoint.revision,
+        "fingerprint": checkpoint.fingerprint(training.settings.store_dir),
     }
-    ckpt_path = resumed(folder / "last.ckpt", identity) if resume else None
-    pad, devices = chat.tokenizer.pad_token_id or 0, (trainer.global_rank, trainer.world_size)
-    accumulate, seed = trainer.accumulate_grad_batches, recipe.seed
-    batches = Batches(parts["train"].pairs, size, devices, pad, accumulate, seed, limit, most)
-    val = None
-    if parts["val"].pairs:
-        val = Batches(parts["val"].pairs, size, devices, pad, tokens=limit)
+    return {**reading, "reference": reference}
+
+
+def _identity(
+    training: Training, pairs: _Pairs, tags: Mapping[str, str], accumulate: int
+) -> dict[str, Any]:
+    """Return what a run that goes on must share with the one before."""
+    recipe = asdict(training.recipe)
+    del recipe["checkpoint_every"]
+    return {
+        "weights": tags["rmexp.weights"],
+        "data": tags["rmexp.data"],
+        "objective": training.objective.name,
+        **pairs.chat.identity(),
+        "accumulate": accumulate,
+        **recipe,
+        **training.objective.reading(),
+    }
+
+
+def _batches(
+    training: Training, pairs: _Pairs, trainer: Trainer, most: int
+) -> tuple[Batches, Batches | None]:
+    """Return this device's batches to train on, at most so many an epoch, and such as validate."""
+    recipe = training.recipe
+    size, tokens, pad = recipe.batch_size, recipe.batch_tokens, pairs.chat.tokenizer.pad_token_id
+    share = trainer.global_rank, trainer.world_size
+    accumulate = trainer.accumulate_grad_batches
+    batches = Batches(
+        pairs.train.pairs, size, share, pad or 0, accumulate, recipe.seed, tokens, most
+    )
+    if not pairs.val.pairs:
+        return batches, None
+    return batches, Batches(pairs.val.pairs, size, share, pad or 0, tokens=tokens)
+
+
+def _module(training: Training, planned: int, identity: dict[str, Any]) -> PreferenceModule:
+    """Load the model, with random numbers that the seed decides, for so many steps."""
+    recipe = training.recipe
     torch.manual_seed(recipe.seed)
-    module = PreferenceModule(
-        build_model(start, objective, recipe),
-        objective,
+    return PreferenceModule(
+        build_model(training.start, training.objective, recipe),
+        training.objective,
         steps=planned,
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         warmup=recipe.warmup,
         identity=identity,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = fit(trainer, module, batches, val, folder, ckpt_path)
-    if run is None:
-        return {}
-
-    history, step = module.history, trainer.global_step
-    metrics = {**counts, **module.last_metrics(), **_validation(kept, module)}
-    del module, trainer
-    gc.collect()  # the two hold each other, with the optimiser's state: make room for what follows
-    pairs = parts["train"].pairs
-    metrics["train/reload_max_delta"] = export(
-        start, objective, recipe, kept, reading, pairs, out_dir / "model"
-    )
-    training_curve(history).savefig(out_dir / "training.png", bbox_inches="tight")
-    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    run.keep(*(out_dir / name for name in ("model", "training.png", "metrics.json")))
-    run.log_metrics(metrics, step)
-    return metrics
-
-
-def _counts(parts: Mapping[str, EncodedPairs], data: Dataset) -> dict[str, float]:
-    return {
-        "data/train_pairs": len(parts["train"].pairs),
-        "data/val_pairs": len(parts["val"].pairs),
-        "data/bad_rows": len(data.bad_rows),
-        "data/truncated": sum(part.truncated for part in parts.values()),
-        "data/dropped": sum(part.dropped for part in parts.values()),
-    }
-
-
-def _report_data(source: Source, data: Dataset, counts: Mapping[str, float], out_dir: Path) -> None:
-    """Say what the data are and what is wrong with them, in the log and the folder."""
-    shown = ", ".join(f"{name.removeprefix('data/')} {n:,.0f}" for name, n in counts.items())
-    log.info("%s: %d pairs from %s (%s)", source.name, len(data.examples), data.source, shown)
-    for note in data.notes:
-        log.warning("%s", note)
-    if data.bad_rows:
-        (out_dir / "bad_rows.txt").write_text("\n".join(data.bad_rows) + "\n", encoding="utf-8")
-        named = "; ".join(data.bad_rows[:_NAMED_ROWS])
-        log.warning("%d bad rows, listed in bad_rows.txt: %s", len(data.bad_rows), named)
-
-
-def _free_devices(trainer: Trainer, reference: Column) -> int:
-    """Return how many devices may share the reference's pass: all, before Lightning takes them."""
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    theirs = environment is not None and environment.creates_processes_externally
-    if theirs or reference.device_map or trainer.strategy.root_device.type != reference.device:
-        return 1
-    return int(trainer.num_devices)
-
-
-def _with_references(
-    parts: Mapping[str, EncodedPairs], reference: Column, settings: Settings, pad: int | None
-) -> dict[str, EncodedPairs]:
-    """Give each pair its responses' log pi_ref, computed once and kept in the score store."""
-    pairs = [pair for part in parts.values() for pair in part.pairs]
-    rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
-    with FileLock(settings.store_dir / "reference.lock"):  # one process computes, others read
-        values = column_values(reference, rows, settings, pad).reshape(-1, 2)
-    finite = np.isfinite(values).all(axis=1)
-    if not finite.all():
-        bad = pairs[int(finite.argmin())].id
-        raise ScoreError(
-            f"the reference's log-probability is not finite at pair {bad}: try model.dtype=float32,"
-            " or leave the pair out"
-        )
-    given = iter([(float(chosen), float(rejected)) for chosen, rejected in values])
-    return {
-        name: replace(
-            part, pairs=tuple(replace(pair, references=next(given)) for pair in part.pairs)
-        )
-        for name, part in parts.items()
-    }
 
 
 def _validation(kept: Path, module: PreferenceModule) -> dict[str, float]:
@@ -208,3 +254,17 @@ def _validation(kept: Path, module: PreferenceModule) -> dict[str, float]:
         return module.validation
     saved = read_checkpoint(kept, "run the command again with resume=true")["rmexp"]
     return dict(saved["validation"])
+
+
+def _leave(
+    metrics: Mapping[str, float],
+    history: Sequence[Mapping[str, float]],
+    step: int,
+    out_dir: Path,
+    run: Run,
+) -> None:
+    """Write the figure and the metrics beside the model, and give all to the run."""
+    training_curve(history).savefig(out_dir / "training.png", bbox_inches="tight")
+    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    run.keep(*(out_dir / name for name in ("model", "training.png", "metrics.json")))
+    run.log_metrics(metrics, step)

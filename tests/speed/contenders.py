@@ -122,22 +122,24 @@ def train_ours(model: str, dtype: str, objective: str, examples: list[Example]) 
 
     from lightning import Trainer
 
-    from rmexp.training.batches import Batches, encode_pairs
+    from rmexp.training.batches import Batches
+    from rmexp.training.encoded import encode_pairs
     from rmexp.training.module import PreferenceModule
     from rmexp.training.objectives import DPO, BradleyTerry
-    from rmexp.training.recipe import Recipe, Start, build_model
-    from rmexp.training.train import _with_references
+    from rmexp.training.recipe import Recipe
+    from rmexp.training.references import with_references
+    from rmexp.training.start import Start, build_model
 
     warnings.filterwarnings("ignore")
     kind = {"bt": BradleyTerry, "dpo": DPO}[objective]()
     reward = open_reward(path=model, dtype=dtype, max_length=LENGTH, device="cpu")
     start = Start(reward, model, dtype)
-    parts = {"train": encode_pairs(reward.chat, examples, "left_truncate")}
+    pairs = encode_pairs(reward.chat, examples, "left_truncate").pairs
     found: dict[str, float] = {}
     if objective == "dpo":
         with tempfile.TemporaryDirectory() as store:
             began = time.perf_counter()
-            parts = _with_references(parts, start.reference, Settings(Path(store)), None)
+            pairs = with_references(pairs, start.reference, Settings(Path(store)), None)
             found["reference"] = time.perf_counter() - began
     module = PreferenceModule(
         build_model(start, kind, Recipe(batch_size=BATCH, learning_rate=1e-5)),
@@ -154,7 +156,7 @@ def train_ours(model: str, dtype: str, objective: str, examples: list[Example]) 
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, Batches(parts["train"].pairs, BATCH))
+    trainer.fit(module, Batches(pairs, BATCH))
     return found | {"seconds0": module.last_metrics()["train/seconds"]}
 
 

@@ -66,11 +66,11 @@ class ChatJudge:
             for p in pairs
         ]
         answers = self._ask([text for both in orders for text in both], settings, tally)
-        found: list[Verdict | None] = []
+        verdicts: list[Verdict | None] = []
         for first, second in orders:
             both = answers[first], answers[second]
             if _dropped(both, settings):
-                found.append(None)
+                verdicts.append(None)
                 continue
             votes = [[parse_verdict(answer.text) for answer in order] for order in both]
             unparsed = votes[0].count(None) + votes[1].count(None)
@@ -80,9 +80,9 @@ class ChatJudge:
             consistent = None if None in winners else winners[0] == winners[1]
             texts = [answer.text for answer in both[0]], [answer.text for answer in both[1]]
             share = math.fsum(shares) / 2
-            found.append(Verdict(share, consistent, unparsed / (2 * self.samples), texts))
-        tally.add(dropped=found.count(None))
-        return found
+            verdicts.append(Verdict(share, consistent, unparsed / (2 * self.samples), texts))
+        tally.add(dropped=verdicts.count(None))
+        return verdicts
 
     def rate(
         self,
@@ -93,10 +93,10 @@ class ChatJudge:
         """Ask how good each response is; a reward is the mean of the answers that hold a rating."""
         texts = [self.prompts.ask_rating(prompt, response) for prompt, response in responses]
         answers = self._ask(texts, settings, tally)
-        found: list[Rating | None] = []
+        rated: list[Rating | None] = []
         for text in texts:
             if _dropped([answers[text]], settings):
-                found.append(None)
+                rated.append(None)
                 continue
             said = [parse_rating(answer.text) for answer in answers[text]]
             ratings = [rating for rating in said if rating is not None]
@@ -104,9 +104,9 @@ class ChatJudge:
             reward = math.fsum(ratings) / len(ratings) if ratings else math.nan
             tally.add(unparsed=unparsed, non_finite=int(not ratings))
             kept = [answer.text for answer in answers[text]]
-            found.append(Rating(reward, unparsed / len(said), kept))
-        tally.add(dropped=found.count(None))
-        return found
+            rated.append(Rating(reward, unparsed / len(said), kept))
+        tally.add(dropped=rated.count(None))
+        return rated
 
     def _ask(
         self, texts: Sequence[str], settings: Settings, tally: Tally
@@ -122,10 +122,10 @@ class ChatJudge:
         new: dict[str, Answer] = {}
         with Store[list[Any]](settings.store_dir, identity) as store:
 
-            def done(made: Sequence[tuple[Question, Answer]]) -> None:
-                new.update((question.key, answer) for question, answer in made)
+            def done(answered: Sequence[tuple[Question, Answer]]) -> None:
+                new.update((question.key, answer) for question, answer in answered)
                 # What is too long for a model as it runs today may fit tomorrow: it is not kept.
-                kept = [(q.key, list(answer)) for q, answer in made if answer.ended != TOO_LONG]
+                kept = [(q.key, list(answer)) for q, answer in answered if answer.ended != TOO_LONG]
                 if kept:
                     store.append(kept)
 

@@ -215,9 +215,9 @@ def _column(
             rows = {key: unique[key] for key in new}
             options = (settings.store_dir, pad, settings.batch_tokens, settings.seed)
             request = Request(column, rows, *options, seen.loaded)
-            made, work = compute(request, store, settings.devices)
+            values, work = compute(request, store, settings.devices)
             seen.work.add(work)
-            return made
+            return values
 
         known, computed = store.fill(unique, make)
     seen.loaded = None  # it is the first column's, and the next one's weights may need the room

@@ -40,7 +40,7 @@ def train(config: dict[str, Any], out_dir: Path, run: "Run | None") -> str:
     options = {"enable_progress_bar": sys.stderr.isatty(), **options}
     make_trainer(build(options))  # to see before anything is loaded whether it can be
     objective, source = build(config["objective"]), build(config["data"])
-    plans = followups.plan(config["eval_after"], _bench, build)
+    follow_ups = followups.read_follow_ups(config["eval_after"], _bench, build)
     beside = followups.check_beside(config["eval_beside"])
     dtype = "bfloat16" if options["precision"] == "bf16-true" else "float32"
     start = _start(config, dtype)
@@ -49,10 +49,10 @@ def train(config: dict[str, Any], out_dir: Path, run: "Run | None") -> str:
     metrics = train(training, Place(out_dir, run, key, config["resume"]))
     if run is None:
         return ""
-    if plans:
+    if follow_ups:
         trained = start.trained(out_dir / "model", _name(config))
         rewards = followups.readings(trained, start.reward, beside)
-        metrics |= followups.follow(plans, rewards, how, config["tracking"], out_dir, run)
+        metrics |= followups.follow(follow_ups, rewards, how, config["tracking"], out_dir, run)
         run.log_metrics(metrics)
         (out_dir / "metrics.json").write_text(
             json.dumps(metrics, indent=1) + "\n", encoding="utf-8"
@@ -62,7 +62,7 @@ def train(config: dict[str, Any], out_dir: Path, run: "Run | None") -> str:
     shown = [
         f"{name} {value:.3f}"
         for name, value in metrics.items()
-        if name in ("val/accuracy", *(plan.headline for plan in plans))
+        if name in ("val/accuracy", *(one.headline for one in follow_ups))
     ]
     return ", ".join(shown)
 

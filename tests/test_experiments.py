@@ -63,8 +63,8 @@ def test_an_experiment_composes_job_by_job(name: str, files: list[str]) -> None:
             build(plain["data"])
             names.add(plain["name"])
             followups.check_beside(plain["eval_beside"])
-            plans = followups.plan(plain["eval_after"], bench, build)
-            assert len({plan.folder for plan in plans}) == len(plans) > 0
+            follow_ups = followups.read_follow_ups(plain["eval_after"], bench, build)
+            assert len({one.folder for one in follow_ups}) == len(follow_ups) > 0
         else:
             names.add(plain["model"]["name"])
         if plain["then"]:

@@ -33,13 +33,14 @@ from rmexp.benchmarks.toy import Toy
 from rmexp.cli import configs  # noqa: F401  it registers the resolvers
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.evaluation import comparison
-from rmexp.evaluation.followups import plan
+from rmexp.evaluation.followups import read_follow_ups
 from rmexp.schema import Message
 from rmexp.scoring.rewards import open_reward
 from rmexp.scoring.score import Settings
 from rmexp.tracking.runs import Run
 from rmexp.training import train as train_module
 from rmexp.training.data import ToyPairs
+from rmexp.training.module import PreferenceModule
 from rmexp.training.objectives import BradleyTerry
 from rmexp.training.recipe import Recipe
 from rmexp.training.split import split_by_prompt
@@ -342,7 +343,7 @@ def test_plans_of_follow_ups() -> None:
     def read(name: str) -> dict[str, Any]:
         return dict(files[name])
 
-    made = plan(["toy", {"name": "toy", "limit": 3}], read, lambda config: config)
+    made = read_follow_ups(["toy", {"name": "toy", "limit": 3}], read, lambda config: config)
     assert [wanted.folder for wanted in made] == ["toy", "toy-2"]
     assert [wanted.config["limit"] for wanted in made] == [None, 3]
     for wrong, message in (
@@ -352,7 +353,7 @@ def test_plans_of_follow_ups() -> None:
         (["preference"], r"needs path, write it as \{name: preference, path: VALUE\}"),
     ):
         with pytest.raises(ConfigError, match=message):
-            plan(wrong, read, lambda config: config)
+            read_follow_ups(wrong, read, lambda config: config)
 
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -576,6 +577,54 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
     ]
     assert 0 < stopped < ends[0]["global_step"] == 90
     assert_same(*ends)
+
+
+SHORT = ["data.pairs=20", "recipe.batch_size=4", "recipe.checkpoint_every=1", "trainer.max_steps=4"]
+
+
+def test_a_finished_training_again_with_resume_trains_no_more(
+    places: Callable[..., list[str]], project_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*SHORT, "resume=true", *places("finished")]
+    first = run_script(project_root, ["train_rm.py", *words])
+    assert first.code == 0, first.err[-3000:]
+    metrics = read_json(folder_of(words) / "metrics.json")
+    monkeypatch.setattr(PreferenceModule, "training_step", lambda *_: pytest.fail("it trains"))
+    again = run_script(project_root, ["train_rm.py", *words])
+    assert again.code == 0, again.err[-3000:]
+    assert read_json(folder_of(words) / "run.json")["status"] == "FINISHED"
+    assert read_json(folder_of(words) / "metrics.json") == metrics
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m", "seed=1,2"]], ids=["run", "sweep"])
+def test_a_killed_training_goes_on_as_its_advice_says(
+    sweep: list[str],
+    places: Callable[..., list[str]],
+    project_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A signal in the third step of a training, or of a sweep's first job."""
+    words = [*sweep, *SHORT, *places(f"advice{len(sweep)}")]
+    out = folder_of(words)
+    step = PreferenceModule.training_step
+    trained: list[int] = []
+
+    def killed(module: PreferenceModule, batch: Any, number: int) -> Any:
+        trained.append(module.global_step)
+        if len(trained) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(module, batch, number)
+
+    monkeypatch.setattr(PreferenceModule, "training_step", killed)
+    done = run_script(project_root, ["train_rm.py", *words])
+    assert done.code == 1
+    assert f"run the command again with resume=true out_dir={out}," in done.err
+    done = run_script(project_root, ["train_rm.py", *words, "resume=true"])
+    assert done.code == 0, done.err[-3000:]
+    assert trained == [0, 1, 2, 2, 3, *([0, 1, 2, 3] if sweep else [])]
+    for job in (out / "0", out / "1") if sweep else (out,):
+        assert read_json(job / "run.json")["status"] == "FINISHED"
+        assert (job / "model" / "rmexp.json").exists()
 
 
 def test_long_pairs_are_measured_by_the_recipes_limit_in_training_only(

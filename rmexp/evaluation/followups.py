@@ -43,7 +43,7 @@ class FollowUp:
         return self.benchmark.headline.replace(self.benchmark.name, self.folder, 1)
 
 
-def plan(
+def read_follow_ups(
     wanted: object,
     read: Callable[[str], dict[str, Any]],
     build: Callable[[Mapping[str, Any]], Any],
@@ -57,7 +57,7 @@ def plan(
         raise ConfigError(
             f"eval_after={wanted}: give a list, eval_after=[toy,{{name: rmbench, path: FOLDER}}]"
         )
-    plans: list[FollowUp] = []
+    follow_ups: list[FollowUp] = []
     for entry in wanted:
         options = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
         name = options.pop("name", None)
@@ -73,10 +73,10 @@ def plan(
                 f"eval_after: {name} needs {missing[0]}, write it as "
                 f"{{name: {name}, {missing[0]}: VALUE}}"
             )
-        before = sum(other.folder.partition("-")[0] == name for other in plans)
+        before = sum(other.folder.partition("-")[0] == name for other in follow_ups)
         folder = f"{name}-{before + 1}" if before else name
-        plans.append(FollowUp(folder, build(config), config))
-    return plans
+        follow_ups.append(FollowUp(folder, build(config), config))
+    return follow_ups
 
 
 def check_beside(wanted: object) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ def readings(
 
 
 def follow(
-    plans: Sequence[FollowUp],
+    follow_ups: Sequence[FollowUp],
     rewards: Mapping[str, ModelReward],
     settings: Settings,
     tracking: Mapping[str, Any],
@@ -119,7 +119,7 @@ def follow(
     """
     headlines: dict[str, float] = {}
     compared: list[Gain] = []
-    for wanted, (suffix, reward) in product(plans, rewards.items()):
+    for wanted, (suffix, reward) in product(follow_ups, rewards.items()):
         folder = out_dir / "eval" / f"{wanted.folder}{suffix}"
         folder.mkdir(parents=True, exist_ok=True)
         weights = str(reward.columns[0].checkpoint.folder)
@@ -157,7 +157,7 @@ def follow(
         }
     if len(rewards) > 1:
         notes = []
-        for wanted in plans:
+        for wanted in follow_ups:
             rows, note = _compare(wanted, rewards, out_dir / "eval", settings.seed)
             compared += rows
             notes += [note] if note else []

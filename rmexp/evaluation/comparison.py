@@ -33,15 +33,16 @@ def compare(
     `stats.intervals` and `paired.differences`. Without `start` there are no gains.
     """
     rows = []
-    for rm, own in sorted(scored.items(), key=lambda one: one[0] != start):
+    for rm, examples in sorted(scored.items(), key=lambda one: one[0] != start):
         rng = np.random.default_rng(seed)
         gains = {}
         if start is not None and rm != start:
             before = scored[start]
             gains = {
-                d.name: d for d in differences(own, before, metrics, np.random.default_rng(seed))
+                d.name: d
+                for d in differences(examples, before, metrics, np.random.default_rng(seed))
             }
-        estimates = [e for e in intervals(metrics(own), own, rng) if e.at is None]
+        estimates = [e for e in intervals(metrics(examples), examples, rng) if e.at is None]
         for estimate in sorted(estimates, key=lambda e: e.name.count("/")):  # from coarse to fine
             value = (estimate.value, estimate.low, estimate.high, estimate.n)
             gain = gains.get(plain_name(estimate.name))
@@ -82,21 +83,21 @@ def gather(folders: Iterable[Path]) -> list[Gain]:
 
     A model with the name of another one, but other numbers, gets its run's folder beside the name.
     """
-    found: dict[str, dict[str, Gain]] = {}
+    gathered: dict[str, dict[str, Gain]] = {}
     for folder in folders:
         if not (folder / FILE).exists():
             continue
-        own: dict[str, list[Gain]] = {}
+        models: dict[str, list[Gain]] = {}
         for row in read(folder / FILE):
-            own.setdefault(row.rm, []).append(row)
-        for rm, rows in own.items():
-            known = found.get(rm, {})
+            models.setdefault(row.rm, []).append(row)
+        for rm, rows in models.items():
+            known = gathered.get(rm, {})
             same = all(_number(row) == _number(known.get(row.name, row)) for row in rows)
             name = rm if same else f"{rm} ({folder.name})"
-            kept = found.setdefault(name, {})
+            kept = gathered.setdefault(name, {})
             for row in rows:
                 kept.setdefault(row.name, replace(row, rm=name))
-    return [row for rows in found.values() for row in rows.values()]
+    return [row for rows in gathered.values() for row in rows.values()]
 
 
 def _number(row: Gain) -> tuple[float, int]:

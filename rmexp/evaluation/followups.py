@@ -149,9 +149,9 @@ def follow(
             child.keep(folder / "config.yaml", write_status(folder, {**ids, "status": "FINISHED"}))
             child.log_kept()
         headline = wanted.benchmark.headline
-        own = wanted.headline.replace(wanted.folder, folder.name, 1)
+        named = wanted.headline.replace(wanted.folder, folder.name, 1)
         headlines |= {
-            metric.replace(headline, own, 1): value
+            metric.replace(headline, named, 1): value
             for metric, value in metrics.items()
             if metric == headline or metric.startswith(f"{headline}/")
         }
@@ -175,11 +175,11 @@ def _compare(
         RecordedReward(str(folder / f"{wanted.folder}{suffix}" / "scores.jsonl"))
         for suffix in rewards
     ]
-    found, left_out = lookup_shared(files, examples)
+    shared, left_out = lookup_shared(files, examples)
     note = left_out_note(wanted.folder, left_out, len(examples))
     if note:
         log.warning("%s", note)
-    scored = {reward.name: rows for reward, rows in zip(rewards.values(), found, strict=True)}
+    scored = {reward.name: rows for reward, rows in zip(rewards.values(), shared, strict=True)}
     before = rewards.get(f"-{START}")
     start = before.name if before is not None else None
     return comparison.compare(scored, start, wanted.folder, wanted.benchmark.metrics, seed), note

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -586,6 +587,18 @@ def test_a_full_disk_is_found_among_the_causes_even_in_a_circle():
         assert is_full_disk(error)
     for words in ("I/O error: No space left on device (os error 28)", "database or disk is full"):
         assert is_full_disk(RuntimeError(words))
+
+
+def test_a_full_database_is_a_full_disk_in_one_line(command, monkeypatch):
+    def full(*_: Any, **__: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", full)
+    done = command("bench.limit=1")
+    assert done.code == 1
+    assert "Traceback" not in done.err
+    assert done.last.startswith("no space left on the disk: make room for ")
+    assert done.run().info.status == "FAILED"
 
 
 def test_a_number_is_a_name_too(command):

@@ -660,6 +660,20 @@ def test_dropped_responses_leave_a_comparison_of_the_others(
     }
 
 
+def test_a_benchmark_of_ones_own_folder_follows_a_training(
+    places: Callable[..., list[str]], tmp_path: Path, project_root: Path
+) -> None:
+    (tmp_path / "conf" / "bench").mkdir(parents=True)
+    text = "defaults:\n  - toy\n  - _self_\nlimit: 2\n"
+    (tmp_path / "conf" / "bench" / "mine.yaml").write_text(text)
+    words = places("mine")
+    more = [f"hydra.searchpath=[file://{tmp_path}/conf]", "eval_after=[mine]"]
+    more += ["data.pairs=8", "trainer.max_steps=1"]
+    done = run_script(project_root, ["train_rm.py", *words, *more], [(Toy, "figures")])
+    assert done.code == 0, done.err[-3000:]
+    assert read_json(folder_of(words) / "eval/mine/metrics.json")["data/examples"] > 0
+
+
 def test_the_seeds_of_a_sweep_are_models_of_their_own(
     places: Callable[..., list[str]], project_root: Path
 ) -> None:

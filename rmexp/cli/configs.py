@@ -115,7 +115,7 @@ def benchmark_config(name: str) -> dict[str, Any]:
     """Return the config that `bench=<name>` stands for, as its file and its defaults say."""
     from hydra import compose
 
-    config = OmegaConf.to_container(compose(f"bench/{name}", overrides=_searchpath()))
+    config = OmegaConf.to_container(compose(overrides=[f"+bench={name}", *_searchpath()]))
     assert isinstance(config, dict)
     return {str(key): value for key, value in config["bench"].items()}
 

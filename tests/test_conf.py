@@ -114,7 +114,7 @@ def test_the_settings_that_comments_name_are_there():
     for path in files:
         lines = path.read_text(encoding="utf-8").splitlines()
         comment = " ".join(line for line in lines if line.lstrip().startswith("#"))
-        for key, value in re.findall(r"(?<![\w.<])([a-z_]+(?:\.[a-z_]+)*)=([\w./-]*)", comment):
+        for key, value in re.findall(r"(?<![\w.<+])([a-z_]+(?:\.[a-z_]+)*)=([\w./-]*)", comment):
             own = OmegaConf.select(OmegaConf.load(path), key.rpartition(".")[0] or key)
             assert key in known or own is not None, f"{path}: {key}"
             value = value.rstrip(".")

@@ -220,6 +220,7 @@ READERS = re.compile(
     r"|(loads|parse_record|safe_load|eval|exec|compile|__import__)|runpy\..*|pd\.read_pickle"
 )
 READ_ELSEWHERE = {
+    ("__init__.py", "import_module"): "of a name that stands there",
     ("rows.py", "parse_record"): "a row with a key twice is a bad row, not a bad file",
     ("formats.py", "parse_record"): "as in rows.py",
     ("rows.py", "ast.literal_eval"): "messages in Python's form: it makes plain values alone",

@@ -21,6 +21,7 @@ from tiny import tiny_policy, tiny_scalar
 from rmexp.benchmarks.toy import Toy
 from rmexp.cli import jobs, sweeps
 from rmexp.cli.jobs import Job, note_job
+from rmexp.metrics import headline
 from rmexp.models import loading
 from rmexp.schema import Example, Message
 from rmexp.scoring.rewards import open_reward
@@ -348,13 +349,10 @@ def test_the_table_shows_what_differs() -> None:
 
 def test_headline() -> None:
     metrics = {"a/overall/partial": 0.5, "a/overall/partial/n": 1200.0}
-    assert metrics.headline(metrics, "a/overall") == "a/overall/partial 0.500 (n 1,200)"
+    assert headline(metrics, "a/overall") == "a/overall/partial 0.500 (n 1,200)"
     metrics |= {"a/overall/partial/low": 0.25, "a/overall/partial/high": 0.75}
-    assert (
-        metrics.headline(metrics, "a/overall")
-        == "a/overall/partial 0.500 (0.250 to 0.750, n 1,200)"
-    )
-    assert metrics.headline({}, "a/overall") == ""
+    assert headline(metrics, "a/overall") == "a/overall/partial 0.500 (0.250 to 0.750, n 1,200)"
+    assert headline({}, "a/overall") == ""
 
 
 @pytest.mark.real

@@ -71,16 +71,22 @@ def scalar_reader(model: Model, pad: int | None) -> Reader:
     return _packing_reader(model, read)
 
 
-def logps_reader(model: Model) -> Reader:
-    """Return what sums the log-probabilities of a batch of responses' tokens."""
+def logps_reader(model: Model, autocast: str | None = None) -> Reader:
+    """Return what sums the log-probabilities of a batch of responses' tokens.
+
+    `autocast` names the dtype of the matrix products, None for that of the weights.
+    """
     weight, device = fp32_weight(model), first_device(model)
+    kind = torch.device(device).type
+    dtype = None if autocast is None else getattr(torch, autocast)
 
     @torch.inference_mode()
     def read(batch: Sequence[Encoded], forks: Sequence[Fork] | None) -> list[float]:
         ids, lengths = _pad(batch, 0, device)
         starts = torch.tensor([row.start for row in batch], device=device)
         ends = torch.tensor([row.end for row in batch], device=device)
-        return _finite(response_logps(model, ids, lengths, starts, ends, weight, forks))
+        with torch.autocast(kind, dtype, enabled=autocast is not None):
+            return _finite(response_logps(model, ids, lengths, starts, ends, weight, forks))
 
     return _packing_reader(model, read)
 

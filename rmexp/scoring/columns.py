@@ -17,7 +17,11 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One model, and what is read from it: its score head, or its response's log-probability."""
+    """One model, and what is read from it: its score head, or its response's log-probability.
+
+    `autocast` is the dtype of the matrix products where training is in mixed precision, and a
+    policy's log-probabilities are compared with these.
+    """
 
     checkpoint: Checkpoint
     reads: Literal["score", "logps"]
@@ -25,6 +29,7 @@ class Column:
     attention: str | None
     device: str
     device_map: str | None = None
+    autocast: str | None = None
 
     def identity(self, cache: Path) -> dict[str, object]:
         """Return what determines the column's values, besides the token ids."""
@@ -33,12 +38,14 @@ class Column:
         head = "own code" if self.checkpoint.trust_remote_code else "float32"
         if self.reads == "score" and (adapter := find_adapter(self.checkpoint)):
             head = f"{adapter.name} float32"
+        mixed = {"autocast": self.autocast} if self.autocast else {}
         return {
             "weights": self.checkpoint.fingerprint(cache),
             "reads": self.reads,
             "dtype": self.dtype,
             "attention": self.attention,
             "head": head,
+            **mixed,
         }
 
     def load(self, pad: int | None) -> "Reader":
@@ -48,4 +55,4 @@ class Column:
         arguments = (self.checkpoint, self.dtype, self.attention, self.device, self.device_map)
         if self.reads == "score":
             return forward.scalar_reader(loading.load_scalar(*arguments), pad)
-        return forward.logps_reader(loading.load_policy(*arguments))
+        return forward.logps_reader(loading.load_policy(*arguments), self.autocast)

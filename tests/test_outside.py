@@ -17,9 +17,11 @@ from rmexp.cli import jobs
 from rmexp.cli.configs import benchmark_config, benchmarks, rebuild
 from rmexp.cli.sweeps import find_sweep
 from rmexp.errors import ConfigError, DataError, RmexpError
+from rmexp.evaluation import compare
 from rmexp.evaluation.compare import read_run
 from rmexp.files import ROOT
 from rmexp.outside import known, parameters, parse_json, read_checkpoint, read_json, read_yaml
+from rmexp.tracking.finished import TrackedRun
 
 
 @pytest.mark.parametrize(
@@ -169,6 +171,21 @@ def test_nothing_of_a_recorded_config_runs(tmp_path, monkeypatch, bench, message
     assert not proof.exists()
 
 
+def test_a_run_that_was_fetched_is_named_by_its_id(tmp_path, monkeypatch):
+    """Where its files lie in the meantime is nothing to the user."""
+
+    def fetched(uri, run_id, names, folder):
+        (folder / "config.yaml").write_text("bench: {_target_: os.system}\n")
+        return TrackedRun(run_id, "", {}, {})
+
+    monkeypatch.setattr(compare, "fetch_files", fetched)
+    with (
+        initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
+        pytest.raises(DataError, match=r"^config\.yaml of the run 0f names os\.system"),
+    ):
+        read_run("0f", "", tmp_path / "files", rebuild)
+
+
 def test_each_benchmark_is_rebuilt_from_what_its_run_records(tmp_path):
     """What eval_rm.py writes for the options of conf/bench is what comparing reads."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -176,7 +193,7 @@ def test_each_benchmark_is_rebuilt_from_what_its_run_records(tmp_path):
             config = benchmark_config(name)
             if config.get("path") == "???":
                 config["path"] = str(tmp_path)
-            assert type(rebuild(config, tmp_path)) is get_class(config["_target_"])
+            assert type(rebuild(config, "")) is get_class(config["_target_"])
 
 
 class Evil:

@@ -126,7 +126,7 @@ def _searchpath() -> list[str]:
     return [str(word) for word in words if str(word).startswith("hydra.searchpath=")]
 
 
-def rebuild(recorded: object, where: Path) -> Any:
+def rebuild(recorded: object, where: str) -> Any:
     """Return the benchmark of another run from what its config.yaml, `where`, says of it.
 
     The config comes from elsewhere, so that nothing in it is instantiated or resolved: `_target_`

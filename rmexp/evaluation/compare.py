@@ -40,17 +40,18 @@ class Evaluated:
 
 
 def read_run(
-    where: object, uri: str, folder: Path, rebuild: Callable[[object, Path], Benchmark]
+    where: object, uri: str, folder: Path, rebuild: Callable[[object, str], Benchmark]
 ) -> Evaluated:
     """Read a run of eval_rm.py: its folder, or its id in MLflow, whose files go to `folder`.
 
-    `rebuild` makes the benchmark from what the file at a path says of it. Raises ConfigError where
-    there is no such run, DataError where its files are not those of an evaluation.
+    `rebuild` makes the benchmark from what a config says of it; its errors begin with the text that
+    it is given. Raises ConfigError where there is no such run, DataError where its files are not
+    those of an evaluation.
     """
     if not isinstance(where, str) or not where:
         raise ConfigError(f"compare has {where}: give MLflow's ids or folders, compare=[RUN,RUN]")
     local = Path(where).expanduser()
-    data = None
+    data, said = None, str(local / _CONFIG)
     if local.is_dir():
         name = str(local)
         for file in (_SCORES, _CONFIG):
@@ -59,15 +60,15 @@ def read_run(
                     f"compare: {local} has no {file}; give the folder of an evaluation"
                 )
     else:
-        local = folder
+        local, said = folder, f"{_CONFIG} of the run {where}"
         local.mkdir(parents=True, exist_ok=True)
         run = fetch_files(uri, where, (_SCORES, _CONFIG), local)
         name, data = run.tags.get("rmexp.model", run.name), run.tags.get("rmexp.data")
-    config = read_yaml(local / _CONFIG, "give a run of eval_rm.py")
+    config = read_yaml(local / _CONFIG, f"give a run of eval_rm.py instead of {where}")
     model = config.get("model")
     if data is None and isinstance(model, Mapping):
         name = str(model.get("name") or model.get("path") or name)
-    return Evaluated(name, local / _SCORES, rebuild(config.get("bench"), local / _CONFIG), data)
+    return Evaluated(name, local / _SCORES, rebuild(config.get("bench"), said), data)
 
 
 def run_comparison(

@@ -154,9 +154,11 @@ def _places(
         places = []
         for position in rows:
             row = scored[position]
-            own = (row.chosen if side == "chosen" else row.rejected)[0]
-            own = -math.inf if math.isnan(own) else own
-            below = sum((reward < own) + (reward == own) / 2 for reward in rewards[position])
+            reference = (row.chosen if side == "chosen" else row.rejected)[0]
+            reference = -math.inf if math.isnan(reference) else reference
+            below = sum(
+                (reward < reference) + (reward == reference) / 2 for reward in rewards[position]
+            )
             places.append(below / len(rewards[position]))
         metrics.append(Mean(f"{name}/share_below/{side}", tuple(rows), tuple(places)))
     return metrics

@@ -48,12 +48,12 @@ def style_metrics(
         missing = tuple(part for part in parts if part not in subsets)
         if rows:
             metrics += _domain_metrics(metric_name(prefix, domain), rows, missing, scored)
-    found = [name for name, parts in domains.items() if not set(parts).isdisjoint(subsets)]
-    missing = tuple(name for name in domains if name not in found)
-    if found:
+    present = [name for name, parts in domains.items() if not set(parts).isdisjoint(subsets)]
+    missing = tuple(name for name in domains if name not in present)
+    if present:
         for figure in ("easy", "normal", "hard", "average"):
             name = "overall" if figure == "average" else figure
-            of = [metric_name(prefix, domain, figure) for domain in found]
+            of = [metric_name(prefix, domain, figure) for domain in present]
             metrics.append(_plain_mean(metric_name(prefix, name), of, missing))
     return metrics
 
@@ -74,10 +74,10 @@ def style_figures(
             [_cell_name(metric_name(prefix, domain), i, j) for j in range(3)] for i in range(3)
         ]
         if cells[0][0] in estimates:
-            own = [[estimates[name] for name in row] for row in cells]
-            few = not all(estimate.known for row in own for estimate in row)
-            title = f"{domain} (n={own[0][0].n:,}, {TOO_FEW})" if few else domain
-            matrices[title] = np.array([[estimate.value for estimate in row] for row in own])
+            nine = [[estimates[name] for name in row] for row in cells]
+            few = not all(estimate.known for row in nine for estimate in row)
+            title = f"{domain} (n={nine[0][0].n:,}, {TOO_FEW})" if few else domain
+            matrices[title] = np.array([[estimate.value for estimate in row] for row in nine])
             of = [row for row in scored if row.subset in parts]
             biases[domain] = np.array([correctness_and_verbosity(row) for row in of])
     if not matrices:

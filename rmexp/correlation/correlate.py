@@ -66,7 +66,9 @@ def run_correlation(
             f"{scores.source} has one task, {scores.tasks[0]}, and there are no policies: give a "
             "policy=, or scores with several tasks to compare"
         )
-    _refuse(findings or [next((one for one in between if one.found), between[0])], joined.missing)
+    _refuse(
+        findings or [next((one for one in between if one.correlations), between[0])], joined.missing
+    )
     for finding in (*findings, *between):
         if finding.reason:
             log.warning("left out: %s, %s", finding.name, finding.reason)
@@ -90,19 +92,19 @@ def run_correlation(
 
 def _findings(pairs: Iterable[Pairing], seed: int) -> list[Finding]:
     """Correlate each pair with a generator of its own, so that none depends on the others."""
-    found = []
+    findings = []
     for pair in pairs:
         reason = refusal(pair.points)
         rng = np.random.default_rng(seed)
-        made = None if reason else correlate(pair.points, rng)
-        found.append(Finding(pair, made, reason))
-    return found
+        correlations = None if reason else correlate(pair.points, rng)
+        findings.append(Finding(pair, correlations, reason))
+    return findings
 
 
 def _contrasts(pairs: Sequence[Pairing], seed: int) -> list[Contrast]:
     """Compare the chosen score with the others on each policy, over the RMs that have all three."""
     whole = [pair for pair in pairs if pair.group == ALL]
-    found = []
+    contrasts = []
     for first in whole:
         if first.score != whole[0].score:
             break
@@ -112,9 +114,11 @@ def _contrasts(pairs: Sequence[Pairing], seed: int) -> list[Contrast]:
             a, b = _shared(first.points, other.points)
             if refusal(a) or refusal(b):
                 continue
-            made = difference(a, b, np.random.default_rng(seed))
-            found.append(Contrast(first.score, other.score, first.policy, len(a.rms), made))
-    return found
+            differences = difference(a, b, np.random.default_rng(seed))
+            contrasts.append(
+                Contrast(first.score, other.score, first.policy, len(a.rms), differences)
+            )
+    return contrasts
 
 
 def _shared(first: Points, second: Points) -> tuple[Points, Points]:

@@ -148,16 +148,16 @@ def difference(
     }
 
 
-def remarks(found: Correlations) -> list[str]:
+def remarks(correlations: Correlations) -> list[str]:
     """Say in plain words what a reader of the numbers alone would miss."""
     lines = []
-    pearson, spearman = found.pearson.value, found.spearman.value
+    pearson, spearman = correlations.pearson.value, correlations.spearman.value
     if abs(pearson - spearman) >= _MUCH:
         lines.append(
             f"Linear and rank correlation disagree (Pearson {pearson:.2f}, Spearman "
             f"{spearman:.2f}): the relation is no straight line, or few points make it."
         )
-    ends = [end for end in (found.least, found.most) if end is not None]
+    ends = [end for end in (correlations.least, correlations.most) if end is not None]
     if ends:
         name, without = max(ends, key=lambda end: abs(end[1] - pearson))
         if abs(without - pearson) >= _MUCH:
@@ -165,13 +165,14 @@ def remarks(found: Correlations) -> list[str]:
                 f"One point carries the result: without {name} the Pearson is {without:.2f} "
                 f"instead of {pearson:.2f}."
             )
-    if found.enumerated:
+    if correlations.enumerated:
+        orders = correlations.orders
         lines.append(
-            f"With {found.rms} reward models there are {found.orders:,} orders, so p cannot fall "
-            f"below 1/{found.orders:,} = {1 / found.orders:.2g}."
+            f"With {correlations.rms} reward models there are {orders:,} orders, so p cannot fall "
+            f"below 1/{orders:,} = {1 / orders:.2g}."
         )
-    if found.rms < LEAST_UNITS:
-        few = f"{found.rms} reward models are {TOO_FEW} for an interval"
+    if correlations.rms < LEAST_UNITS:
+        few = f"{correlations.rms} reward models are {TOO_FEW} for an interval"
         lines.append(f"{few}: they say little about others.")
     return lines
 
@@ -185,13 +186,13 @@ def _bounds(drawn: Array, end: float, rms: int) -> list[tuple[float, float] | tu
 
     Too few RMs have none, nor have coefficients that are the same in every resample.
     """
-    found: list[tuple[float, float] | tuple[None, None]] = []
+    bounds: list[tuple[float, float] | tuple[None, None]] = []
     for row in drawn:
         low = float(np.quantile(np.where(np.isnan(row), -end, row), 0.025))
         high = float(np.quantile(np.where(np.isnan(row), end, row), 0.975))
         wide = rms >= LEAST_UNITS and high - low > _ALMOST
-        found.append((low, high) if wide else (None, None))
-    return found
+        bounds.append((low, high) if wide else (None, None))
+    return bounds
 
 
 def _permutation_p(points: Points, rng: np.random.Generator) -> tuple[Array, int, bool]:
@@ -238,5 +239,5 @@ def _orders(
 
 
 def _centre(values: Array) -> Array:
-    made: Array = values - values.mean(axis=1, keepdims=True)
-    return made
+    centred: Array = values - values.mean(axis=1, keepdims=True)
+    return centred

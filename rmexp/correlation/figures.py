@@ -27,7 +27,7 @@ _LABEL_SIZE, _LONGEST, _KEY_COLUMNS = 8, 28, 3
 
 def scatter(
     points: Points,
-    found: Correlations,
+    correlations: Correlations,
     labels: tuple[str, str],
     groups: Mapping[str, str],
     columns: Sequence[str],
@@ -40,18 +40,20 @@ def scatter(
     RM's `columns`.
     """
     labels_of = dict(zip(points.rms, _labels(points.rms), strict=True))
-    made = _scatter(points, found, labels, groups, columns, rng.spawn(1)[0], labels_of, ())
-    if made is None:  # the names do not fit: numbers, with a key
+    figure = _scatter(points, correlations, labels, groups, columns, rng.spawn(1)[0], labels_of, ())
+    if figure is None:  # the names do not fit: numbers, with a key
         key = [f"{at}  {name}" for at, name in enumerate(labels_of.values(), 1)]
         numbers = {rm: str(at) for at, rm in enumerate(points.rms, 1)}
-        made = _scatter(points, found, labels, groups, columns, rng.spawn(1)[0], numbers, key)
-    assert made is not None
-    return made
+        figure = _scatter(
+            points, correlations, labels, groups, columns, rng.spawn(1)[0], numbers, key
+        )
+    assert figure is not None
+    return figure
 
 
 def _scatter(
     points: Points,
-    found: Correlations,
+    correlations: Correlations,
     labels: tuple[str, str],
     groups: Mapping[str, str],
     columns: Sequence[str],
@@ -90,11 +92,11 @@ def _scatter(
             label=label,
             zorder=5,
         )
-    _lines(axis, x, y, points.rms, found, names, rng)
+    _lines(axis, x, y, points.rms, correlations, names, rng)
     axis.set_xlabel(labels[0], fontsize=9)
     axis.set_ylabel(labels[1], fontsize=9)
     axis.tick_params(labelsize=8)
-    axis.set_title(_title(found), fontsize=9, loc="left")
+    axis.set_title(_title(correlations), fontsize=9, loc="left")
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     figure.legend(
@@ -192,7 +194,7 @@ def _lines(
     x: NDArray[np.float64],
     y: NDArray[np.float64],
     rms: Sequence[str],
-    found: Correlations,
+    correlations: Correlations,
     names: Mapping[str, str],
     rng: np.random.Generator,
 ) -> None:
@@ -203,13 +205,13 @@ def _lines(
     draws = rng.integers(len(rms), size=(_DRAWS, len(rms)))
     fits = [_fit(x[draw].ravel(), y[draw].ravel()) for draw in draws]
     heights = np.array([a + b * along for fit in fits if fit is not None for a, b in [fit]])
-    if len(heights) and found.pearson.low is not None:
+    if len(heights) and correlations.pearson.low is not None:
         edges = np.quantile(heights, [0.025, 0.975], axis=0)
         axis.fill_between(along, *edges, color=_BAND, alpha=0.45, lw=0, label="its 95 % band")
     whole = _fit(x.ravel(), y.ravel())
     assert whole is not None
     axis.plot(along, whole[0] + whole[1] * along, color="black", lw=1.4, label="least squares")
-    for end, style in ((found.least, ":"), (found.most, "--")):
+    for end, style in ((correlations.least, ":"), (correlations.most, "--")):
         if end is None:
             continue
         kept = [at for at, rm in enumerate(rms) if rm != end[0]]
@@ -230,17 +232,19 @@ def _fit(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float] 
     return float(y.mean() - slope * x.mean()), slope
 
 
-def _title(found: Correlations) -> str:
-    pearson, spearman = found.pearson, found.spearman
+def _title(correlations: Correlations) -> str:
+    pearson, spearman = correlations.pearson, correlations.spearman
     linear, ranked = (interval_text(each.low, each.high, ".2f") for each in (pearson, spearman))
     text = (
         f"Pearson {pearson.value:.2f} ({linear}, p {pearson.p:.2g}), "
         f"Spearman {spearman.value:.2f} ({ranked})"
     )
-    n = f"n {found.n}" if found.n == found.rms else f"n {found.n} of {found.rms} RMs"
-    if found.least is None or found.most is None:
-        return f"{text}, {n}"
-    return f"{text}\n{n}; Pearson without one RM: {found.least[1]:.2f} to {found.most[1]:.2f}"
+    n, rms = correlations.n, correlations.rms
+    count = f"n {n}" if n == rms else f"n {n} of {rms} RMs"
+    least, most = correlations.least, correlations.most
+    if least is None or most is None:
+        return f"{text}, {count}"
+    return f"{text}\n{count}; Pearson without one RM: {least[1]:.2f} to {most[1]:.2f}"
 
 
 def _labels(rms: Sequence[str]) -> list[str]:

@@ -58,15 +58,15 @@ def plain(scores: Table, policies: Table) -> Joined:
     pairs = []
     for score in scores.tasks:
         for policy in policies.tasks:
-            given, made = scores.of(score), policies.of(policy)
-            rms = [rm for rm in given if rm in made]
+            scored, trained = scores.of(score), policies.of(policy)
+            rms = [rm for rm in scored if rm in trained]
             parts = {ALL: rms}
             for rm in rms:
                 if rm in groups:
                     parts.setdefault(groups[rm], []).append(rm)
             for group, members in parts.items():
-                x = _column([given[rm].score for rm in members])
-                y = _column([made[rm].score for rm in members])
+                x = _column([scored[rm].score for rm in members])
+                y = _column([trained[rm].score for rm in members])
                 points = Points(tuple(members), x, y)
                 pairs.append(Pairing(score, policy, group, points, score, policy))
     return Joined(tuple(pairs), _missing(scores, policies), groups)
@@ -140,14 +140,14 @@ def join(protocol: object, scores: Table, policies: Table) -> Joined:
 
 def agreement(scores: Table) -> list[Pairing]:
     """Join every score with every later one, over the RMs that have both."""
-    found = []
+    pairings = []
     for at, first in enumerate(scores.tasks):
         for second in scores.tasks[at + 1 :]:
             a, b = scores.of(first), scores.of(second)
             rms = [rm for rm in a if rm in b]
             x, y = (_column([side[rm].score for rm in rms]) for side in (a, b))
-            found.append(Pairing(first, second, ALL, Points(tuple(rms), x, y), first, second))
-    return found
+            pairings.append(Pairing(first, second, ALL, Points(tuple(rms), x, y), first, second))
+    return pairings
 
 
 def _column(values: Sequence[float]) -> NDArray[np.float64]:
@@ -216,8 +216,8 @@ def _relative(policies: Table, task: str, rms: Sequence[str]) -> NDArray[np.floa
         )
     base = np.array([row.base_score for row in rows], dtype=float)
     _no_zero(base, rms, f"base_score of {task}")
-    made: NDArray[np.float64] = (np.array([row.score for row in rows]) - base) / base
-    return made
+    change: NDArray[np.float64] = (np.array([row.score for row in rows]) - base) / base
+    return change
 
 
 def _no_zero(values: NDArray[np.float64], rms: Sequence[str], what: str) -> None:

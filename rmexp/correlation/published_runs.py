@@ -21,8 +21,8 @@ def log_published(scores: Table, experiment: str, run: Run) -> dict[str, float]:
     besides: nothing here measured them. Returns how many were logged and how many were there.
     """
     known = {
-        found.tags.get(RESULT_KEY)
-        for found in finished_runs(run.uri, experiment, f"tags.`{PUBLISHED}` = 'true'")
+        logged.tags.get(RESULT_KEY)
+        for logged in finished_runs(run.uri, experiment, f"tags.`{PUBLISHED}` = 'true'")
     }
     by_run: dict[tuple[str, str], list[Score]] = {}
     for row in scores.rows:

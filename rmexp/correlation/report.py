@@ -23,7 +23,7 @@ class Finding:
     """A pair with its correlations, or with the reason why it has none."""
 
     pair: Pairing
-    found: Correlations | None
+    correlations: Correlations | None
     reason: str | None
 
     @property
@@ -41,7 +41,7 @@ class Contrast:
     other: str
     policy: str
     rms: int
-    found: Mapping[str, CorrelationDifference]
+    differences: Mapping[str, CorrelationDifference]
 
 
 def flat_metrics(
@@ -51,7 +51,7 @@ def flat_metrics(
     metrics: dict[str, float] = {}
     for at, finding in enumerate(findings):
         pair = finding.pair
-        if finding.found is None:
+        if finding.correlations is None:
             continue
         if at == 0:
             prefix = "correlation"
@@ -59,16 +59,16 @@ def flat_metrics(
             prefix = metric_name("correlation", pair.policy, pair.group)
         else:
             prefix = metric_name("scores", pair.score, pair.policy, pair.group)
-        metrics |= _numbers(prefix, finding.found)
+        metrics |= _numbers(prefix, finding.correlations)
     for one in contrasts:
         prefix = metric_name("difference", f"{one.score}_minus_{one.other}", one.policy)
-        for name, each in one.found.items():
+        for name, each in one.differences.items():
             metrics |= _ends(f"{prefix}/{name}", each)
         metrics[f"{prefix}/n"] = one.rms
     for finding in between:
-        if finding.found is not None:
+        if finding.correlations is not None:
             names = (finding.pair.score, finding.pair.policy)
-            metrics |= _numbers(metric_name("agreement", *names), finding.found)
+            metrics |= _numbers(metric_name("agreement", *names), finding.correlations)
     return metrics
 
 
@@ -84,18 +84,25 @@ def summarise(
     shown = findings or between
     title = shown[0].name
     lines = [f"**{tables.plain(title)}**", "", *map(tables.plain, say(shown)), ""]
-    lines += tables.markdown(_COLUMNS, [_row(finding) for finding in shown if finding.found])
+    lines += tables.markdown(_COLUMNS, [_row(finding) for finding in shown if finding.correlations])
     if contrasts:
         first = tables.plain(contrasts[0].score)
         lines += ["", f"How much better does {first} go with the policies than:", ""]
         rows = [
-            (one.other, one.policy, f"{one.rms}", *(_interval(one.found[c]) for c in COEFFICIENTS))
+            (
+                one.other,
+                one.policy,
+                f"{one.rms}",
+                *(_interval(one.differences[c]) for c in COEFFICIENTS),
+            )
             for one in contrasts
         ]
         lines += tables.markdown(("score", "policy", "n", "Pearson", "Spearman", "Kendall"), rows)
     if findings and between:
         lines += ["", "Agreement of the scores with each other:", ""]
-        lines += tables.markdown(_COLUMNS, [_row(finding) for finding in between if finding.found])
+        lines += tables.markdown(
+            _COLUMNS, [_row(finding) for finding in between if finding.correlations]
+        )
     lines += [
         "",
         f"Scores: {tables.plain(scores.source)}. "
@@ -111,24 +118,24 @@ def summarise(
 
 def show(findings: Sequence[Finding]) -> None:
     """Print the table of the summary on the terminal."""
-    rows = [_row(finding) for finding in findings if finding.found is not None]
+    rows = [_row(finding) for finding in findings if finding.correlations is not None]
     tables.show(_COLUMNS, rows, findings[0].name, right=_COLUMNS[3:])
 
 
 def say(findings: Sequence[Finding]) -> list[str]:
     """Say of the first finding what its numbers alone do not."""
-    found = findings[0].found
-    return [] if found is None else remarks(found)
+    correlations = findings[0].correlations
+    return [] if correlations is None else remarks(correlations)
 
 
-def _numbers(prefix: str, found: Correlations) -> dict[str, float]:
+def _numbers(prefix: str, correlations: Correlations) -> dict[str, float]:
     numbers: dict[str, float] = {}
-    for name, each in found.named().items():
+    for name, each in correlations.named().items():
         numbers |= _ends(f"{prefix}/{name}", each) | {f"{prefix}/{name}/p": each.p}
-    numbers[f"{prefix}/n"] = found.n
-    if found.least is not None and found.most is not None:
-        numbers[f"{prefix}/pearson/leave_one_out/low"] = found.least[1]
-        numbers[f"{prefix}/pearson/leave_one_out/high"] = found.most[1]
+    numbers[f"{prefix}/n"] = correlations.n
+    if correlations.least is not None and correlations.most is not None:
+        numbers[f"{prefix}/pearson/leave_one_out/low"] = correlations.least[1]
+        numbers[f"{prefix}/pearson/leave_one_out/high"] = correlations.most[1]
     return numbers
 
 
@@ -141,22 +148,26 @@ def _ends(name: str, each: Correlation | CorrelationDifference) -> dict[str, flo
 
 
 def _row(finding: Finding) -> tuple[str, ...]:
-    pair, found = finding.pair, finding.found
-    assert found is not None
-    n = f"{found.n}" if found.n == found.rms else f"{found.n} ({found.rms} RMs)"
+    pair, correlations = finding.pair, finding.correlations
+    assert correlations is not None
+    n = (
+        f"{correlations.n}"
+        if correlations.n == correlations.rms
+        else f"{correlations.n} ({correlations.rms} RMs)"
+    )
     without = "-"
-    if found.least is not None and found.most is not None:
-        without = f"{found.least[1]:.2f} to {found.most[1]:.2f}"
+    if correlations.least is not None and correlations.most is not None:
+        without = f"{correlations.least[1]:.2f} to {correlations.most[1]:.2f}"
     return (
         pair.score,
         pair.policy,
         pair.group,
         n,
-        _interval(found.pearson),
-        f"{found.pearson.p:.2g}",
+        _interval(correlations.pearson),
+        f"{correlations.pearson.p:.2g}",
         without,
-        _interval(found.spearman),
-        _interval(found.kendall),
+        _interval(correlations.spearman),
+        _interval(correlations.kendall),
     )
 
 
@@ -191,7 +202,7 @@ def write_tables(
         apart = [
             (one.score, one.other, one.policy, name, each.value, each.low, each.high, one.rms)
             for one in contrasts
-            for name, each in one.found.items()
+            for name, each in one.differences.items()
         ]
         written.append(tables.write_csv(out_dir / "differences.csv", names, apart))
     return written
@@ -205,17 +216,17 @@ _LONG = (
 
 def _long(finding: Finding) -> list[tuple[object, ...]]:
     """Return a row for each coefficient, or one with the reason why there is none."""
-    pair, found = finding.pair, finding.found
+    pair, correlations = finding.pair, finding.correlations
     names = (pair.score, pair.policy, pair.group)
-    if found is None:
+    if correlations is None:
         n = (pair.points.n, len(pair.points.rms))
         return [(*names, *[""] * 5, *n, *[""] * 4, finding.reason)]
     rows: list[tuple[object, ...]] = []
-    for name, each in found.named().items():
+    for name, each in correlations.named().items():
         ends: tuple[object, ...] = ("",) * 4
-        if name == "pearson" and found.least is not None and found.most is not None:
-            ends = (*found.least[::-1], *found.most[::-1])
-        numbers = (each.value, each.low, each.high, each.p, found.n, found.rms)
+        if name == "pearson" and correlations.least is not None and correlations.most is not None:
+            ends = (*correlations.least[::-1], *correlations.most[::-1])
+        numbers = (each.value, each.low, each.high, each.p, correlations.n, correlations.rms)
         rows.append((*names, name, *numbers, *ends, ""))
     return rows
 
@@ -234,18 +245,18 @@ def draw(
     """
     drawn = {}
     for at, finding in enumerate(findings):
-        pair, found = finding.pair, finding.found
-        if found is None or pair.group != ALL or pair.score != findings[0].pair.score:
+        pair, correlations = finding.pair, finding.correlations
+        if correlations is None or pair.group != ALL or pair.score != findings[0].pair.score:
             continue
         labels, rng = (pair.x, pair.y), np.random.default_rng(seed)
         name = "scatter" if at == 0 else f"scatter_{metric_name(pair.policy)}"
-        drawn[name] = figures.scatter(pair.points, found, labels, groups, pair.columns, rng)
+        drawn[name] = figures.scatter(pair.points, correlations, labels, groups, pair.columns, rng)
         if at == 0:
             drawn["ranks"] = figures.ranks(pair.points, labels, groups)
     cells = {
-        (each.pair.score, each.pair.policy): (each.found.spearman, each.found.n)
+        (each.pair.score, each.pair.policy): (each.correlations.spearman, each.correlations.n)
         for each in between
-        if each.found is not None
+        if each.correlations is not None
     }
     if cells:
         drawn["agreement"] = figures.matrix(tasks, cells)

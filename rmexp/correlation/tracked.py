@@ -48,15 +48,15 @@ def tracked_scores(
         (run for run in every_evaluation(uri, experiment, wanted, query) if not run.published),
         "scores",
     )
-    found = newest(run for run in every if not run.metrics.keys().isdisjoint(metrics))
+    runs = newest(run for run in every if not run.metrics.keys().isdisjoint(metrics))
     rows: dict[tuple[str, str], Score] = {}
     bases: dict[tuple[str, str], Basis] = {}
-    for run in found:
+    for run in runs:
         for name in metrics:
             if name in run.metrics and (run.rm, name) not in rows:
                 basis = bases[run.rm, name] = run.basis(name)
                 rows[run.rm, name] = Score(run.rm, name, run.metrics[name].value, n=basis.n)
-    source = f"{len(found)} runs of {experiment}"
+    source = f"{len(runs)} runs of {experiment}"
     _refuse_absent([name for name in metrics if all(task != name for _, task in rows)], source)
     notes += _mixed(bases, "scores", mixed)
     for name in metrics:
@@ -77,14 +77,14 @@ def _mixed(bases: Mapping[tuple[str, str], Basis], group: str, mixed: object) ->
         raise ConfigError(f"{group}.mixed={mixed}: give true or false")
     lines = []
     for task in dict.fromkeys(task for _, task in bases):
-        own = {rm: basis for (rm, of), basis in bases.items() if of == task}
+        basis_of = {rm: basis for (rm, of), basis in bases.items() if of == task}
         known = [
-            {getattr(basis, part) for basis in own.values()} - {None} for part in ("data", "n")
+            {getattr(basis, part) for basis in basis_of.values()} - {None} for part in ("data", "n")
         ]
-        if max(map(len, [*known, {basis.missing for basis in own.values()}])) < 2:
+        if max(map(len, [*known, {basis.missing for basis in basis_of.values()}])) < 2:
             continue
         holders: dict[Basis, list[str]] = {}
-        for rm, basis in own.items():
+        for rm, basis in basis_of.items():
             holders.setdefault(basis, []).append(rm)
         named = [
             f"{', '.join(rms[:_NAMED])}{', ...' if len(rms) > _NAMED else ''} ({basis})"

@@ -46,16 +46,16 @@ class Columns:
 def check_columns(columns: Mapping[str, str] | None, group: str) -> Columns:
     """Return the columns' names; raise ConfigError for a mapping that cannot be meant."""
     known = [field.name for field in fields(Columns)]
-    given = {} if columns is None else columns
-    strings = isinstance(given, Mapping) and all(
-        isinstance(name, str) and name for name in given.values()
+    names = {} if columns is None else columns
+    strings = isinstance(names, Mapping) and all(
+        isinstance(name, str) and name for name in names.values()
     )
-    if not strings or not set(given) <= set(known):
+    if not strings or not set(names) <= set(known):
         raise ConfigError(
-            f"{group}.columns={given!r}: give the data's own names of one or more of "
+            f"{group}.columns={names!r}: give the data's own names of one or more of "
             f"{', '.join(known)}, as in {group}.columns={{prompt: question}}"
         )
-    return Columns(**given)
+    return Columns(**names)
 
 
 def check_pairs_per_prompt(count: int | None, group: str) -> int | None:
@@ -96,35 +96,35 @@ class PairReader:
 
     def load(self, rows: Rows, selection: Selection) -> Dataset:
         """Read, check and select the pairs of the rows."""
-        found = _Found()
+        met = _Met()
         examples, bad_rows = selection.select(
-            self._entries(rows, found), files=rows.files, whole=self._subset_column is None
+            self._entries(rows, met), files=rows.files, whole=self._subset_column is None
         )
         if not examples:
-            raise DataError(f"{rows.source} gives no pairs: {'; '.join(found.notes)}")
-        notes = (*rows.notes, *found.notes)
+            raise DataError(f"{rows.source} gives no pairs: {'; '.join(met.notes)}")
+        notes = (*rows.notes, *met.notes)
         return Dataset(examples, rows.source, bad_rows, notes, skips=selection.skips)
 
-    def _entries(self, rows: Iterable[Row], found: "_Found") -> Iterator[Entry]:
+    def _entries(self, rows: Iterable[Row], met: "_Met") -> Iterator[Entry]:
         names = self._columns
         rated: dict[tuple[str, tuple[Message, ...]], tuple[Row, str, list[tuple[float, str]]]] = {}
         for number, row in enumerate(rows):
-            found.there |= dict.fromkeys(row.values)
-            found.read |= {names.id, names.system, names.prompt, self._subset_column}
+            met.there |= dict.fromkeys(row.values)
+            met.read |= {names.id, names.system, names.prompt, self._subset_column}
             id = row.identifier(names.id) if row.has(names.id) else str(number)
             if row.flaw:
                 yield Entry(Example(id, self._subset(row), (), (), ()), row)
             elif names.chosen in row.values or names.rejected in row.values:
-                found.read |= {names.chosen, names.rejected}
+                met.read |= {names.chosen, names.rejected}
                 yield read_pair(row, id, self._subset(row), names)
             elif names.answers in row.values:
-                found.read.add(names.answers)
-                answers = [self._answer(inner, found) for inner in row.inners(names.answers)]
-                yield from self._pairs(row, id, self._prompt(row), answers, found)
+                met.read.add(names.answers)
+                answers = [self._answer(inner, met) for inner in row.inners(names.answers)]
+                yield from self._pairs(row, id, self._prompt(row), answers, met)
             elif names.response in row.values:
                 rating = names.rating_of(row)
-                found.read |= {names.response, rating}
-                found.ratings.add(rating)
+                met.read |= {names.response, rating}
+                met.ratings.add(rating)
                 answer = (row.number(rating), row.text(names.response))
                 key = self._subset(row), self._prompt(row)
                 rated.setdefault(key, (row, id, []))[2].append(answer)
@@ -136,7 +136,7 @@ class PairReader:
                     f"{self._group}.columns={{chosen: NAME, rejected: NAME}}"
                 )
         for (_, prompt), (row, id, answers) in rated.items():
-            yield from self._pairs(row, id, prompt, answers, found)
+            yield from self._pairs(row, id, prompt, answers, met)
 
     def _pairs(
         self,
@@ -144,12 +144,12 @@ class PairReader:
         id: str,
         prompt: tuple[Message, ...],
         answers: Sequence[tuple[float, str]],
-        found: "_Found",
+        met: "_Met",
     ) -> Iterator[Entry]:
         pairs, ties = pairs_apart(answers, self._count)
-        found.ties += ties
-        found.prompts += 1
-        found.without += not pairs
+        met.ties += ties
+        met.prompts += 1
+        met.without += not pairs
         for number, (chosen, rejected) in enumerate(pairs):
             example = Example(f"{id}/{number}", self._subset(row), prompt, (chosen,), (rejected,))
             yield Entry(example, row)
@@ -157,12 +157,12 @@ class PairReader:
     def _subset(self, row: Row) -> str:
         return "preference" if self._subset_column is None else row.identifier(self._subset_column)
 
-    def _answer(self, row: Row, found: "_Found") -> tuple[float, str]:
+    def _answer(self, row: Row, met: "_Met") -> tuple[float, str]:
         names = self._columns
         if names.rank in row.values:
             return -row.number(names.rank), row.text(names.answer)
         rating = names.rating_of(row)
-        found.ratings.add(rating)
+        met.ratings.add(rating)
         return row.number(rating), row.text(names.answer)
 
     def _prompt(self, row: Row) -> tuple[Message, ...]:
@@ -172,7 +172,7 @@ class PairReader:
         return prompt
 
 
-class _Found:
+class _Met:
     """What reading met: columns in their order, which of them were read, ties, prompts."""
 
     def __init__(self) -> None:

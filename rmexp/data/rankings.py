@@ -20,8 +20,8 @@ def read_ranking(row: Row, id: str) -> Entry:
     and the first rejected response; the ranked ones are the last rejected, in the columns' order.
     A row without one of the responses has that flaw.
     """
-    found = [_NUMBERED.fullmatch(name) for name in row.values if row.has(name)]
-    count = max((int(number[1]) for number in found if number), default=0)
+    numbered = [_NUMBERED.fullmatch(name) for name in row.values if row.has(name)]
+    count = max((int(number[1]) for number in numbered if number), default=0)
     missing = [i for i in range(1, count + 1) if not row.has(f"response_{i}")]
     numbers = [i for i in range(1, count + 1) if i not in missing] or [1]
     responses = tuple(row.text(f"response_{i}") for i in numbers)

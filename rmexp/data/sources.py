@@ -62,9 +62,9 @@ def _files(top: Path) -> dict[str, Path]:
     if top.is_file():
         return {top.name: top}
     files = {
-        found.relative_to(top).as_posix(): found
-        for found in sorted(top.rglob("*"))
-        if found.is_file() and not found.name.startswith(".") and known_suffix(found.name)
+        file.relative_to(top).as_posix(): file
+        for file in sorted(top.rglob("*"))
+        if file.is_file() and not file.name.startswith(".") and known_suffix(file.name)
     }
     if not files:
         raise DataError(

@@ -96,13 +96,13 @@ def shown(count: int) -> list[int]:
 
 def points(estimates: Sequence[Estimate]) -> list[Point]:
     """Return the points of curves among estimates, which are named `bench/measure/series/n`."""
-    found = []
+    curve = []
     for e in estimates:
         if e.at is not None:
             _, measure, series, _ = e.name.split("/")
             nats = kl(e.at) if measure == RECORDED else None
-            found.append(Point(measure, series, e.at, nats, e.value, e.low, e.high, e.n))
-    return found
+            curve.append(Point(measure, series, e.at, nats, e.value, e.low, e.high, e.n))
+    return curve
 
 
 def write(path: Path, points: Sequence[Point]) -> Path:

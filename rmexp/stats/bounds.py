@@ -26,17 +26,20 @@ Interval = tuple[float, float] | tuple[None, None]
 class Contributions:
     """What each prompt adds to a number `(prompts,)`, and the least and most that it could add.
 
-    The number is the sum of `made`. `strata` are the prompts that are resampled together.
+    The number is the sum of `values`. `strata` are the prompts that are resampled together.
     """
 
-    made: Array
+    values: Array
     least: Array
     most: Array
     strata: Sequence[NDArray[np.int_]]
 
     def __sub__(self, other: "Contributions") -> "Contributions":
         return Contributions(
-            self.made - other.made, self.least - other.most, self.most - other.least, self.strata
+            self.values - other.values,
+            self.least - other.most,
+            self.most - other.least,
+            self.strata,
         )
 
     @property
@@ -89,7 +92,7 @@ def _share_interval(by_prompt: Contributions) -> Interval:
     could = (by_prompt.most - by_prompt.least)[units]
     if len(could) < 2 or not np.isfinite(could).all() or not np.allclose(could, could[0]):
         return None, None
-    shares = (by_prompt.made - by_prompt.least)[units] / could
+    shares = (by_prompt.values - by_prompt.least)[units] / could
     right = np.round(shares)
     if not np.allclose(shares, right):
         return None, None
@@ -107,14 +110,14 @@ def _unvaried_interval(by_prompt: Contributions) -> Interval:
     """
     units = by_prompt.units
     n = np.array([units[stratum].sum() for stratum in by_prompt.strata], dtype=float)
-    below, above = by_prompt.made - by_prompt.least, by_prompt.most - by_prompt.made
+    below, above = by_prompt.values - by_prompt.least, by_prompt.most - by_prompt.values
     lost, gained = (
         _unseen(np.array([room[stratum].sum() for stratum in by_prompt.strata]), n)
         for room in (below, above)
     )
     if not np.isfinite([lost, gained]).all():
         return None, None
-    value = by_prompt.made.sum()
+    value = by_prompt.values.sum()
     return _rounded(value - lost, value + gained)
 
 

@@ -49,7 +49,7 @@ def _coefficients(points: Points, weights: Array) -> Array:
     y = points.y.reshape(1, -1)
     with np.errstate(invalid="ignore", divide="ignore"):
         x = standardise(points.x, weights) if points.standardised else points.x.reshape(1, -1)
-        found = np.stack(
+        values = np.stack(
             [
                 _pearson(x, y, w),
                 _pearson(ranks(x, w), ranks(y, w), w),
@@ -58,7 +58,7 @@ def _coefficients(points: Points, weights: Array) -> Array:
         )
     drawn = (weights > 0).sum(axis=1) * points.x.shape[1]
     defined = (drawn >= LEAST_POINTS) & _varies(x, w) & _varies(y, w)
-    return np.where(defined, np.clip(found, -1.0, 1.0), np.nan)
+    return np.where(defined, np.clip(values, -1.0, 1.0), np.nan)
 
 
 def standardise(x: Array, weights: Array) -> Array:
@@ -76,10 +76,8 @@ def _pearson(x: Array, y: Array, w: Array) -> Array:
     total = w.sum(axis=1, keepdims=True)
     x = x - (w * x).sum(axis=1, keepdims=True) / total
     y = y - (w * y).sum(axis=1, keepdims=True) / total
-    made: Array = (w * x * y).sum(axis=1) / np.sqrt(
-        (w * x * x).sum(axis=1) * (w * y * y).sum(axis=1)
-    )
-    return made
+    r: Array = (w * x * y).sum(axis=1) / np.sqrt((w * x * x).sum(axis=1) * (w * y * y).sum(axis=1))
+    return r
 
 
 def ranks(values: Array, w: Array) -> Array:
@@ -106,8 +104,8 @@ def _kendall(x: Array, y: Array, w: Array) -> Array:
     """Return tau-b from the signs of all differences, each pair twice."""
 
     def pairs(signs: Array) -> Array:
-        made: Array = (_apply(signs, w) * w).sum(axis=1)
-        return made
+        sums: Array = (_apply(signs, w) * w).sum(axis=1)
+        return sums
 
     return pairs(x * y) / np.sqrt(pairs(abs(x)) * pairs(abs(y)))
 

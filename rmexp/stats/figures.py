@@ -132,8 +132,8 @@ def curves(runs: Mapping[str, Sequence[Point]]) -> dict[str, Figure]:
     """Draw the best-of-n curves of named runs: a figure for each measure, by file name."""
     drawn = {}
     for measure in dict.fromkeys(point.measure for of in runs.values() for point in of):
-        own = {name: [p for p in of if p.measure == measure] for name, of in runs.items()}
-        drawn[f"curve_{measure}.png"] = _curves({name: of for name, of in own.items() if of})
+        of_measure = {name: [p for p in of if p.measure == measure] for name, of in runs.items()}
+        drawn[f"curve_{measure}.png"] = _curves({name: of for name, of in of_measure.items() if of})
     return drawn
 
 

@@ -125,16 +125,16 @@ class Totals:
             least, most = (
                 np.where(of.counts > 0, of.counts / counts * ends, 0.0) for ends in bounds.T
             )
-        made, least, most = (of._combined(part)[name] for part in (of.sums / counts, least, most))
-        return Contributions(made, least, most, self.strata)
+        values, least, most = (of._combined(part)[name] for part in (of.sums / counts, least, most))
+        return Contributions(values, least, most, self.strata)
 
     def measured(self) -> list[Measured]:
         """Return the metrics with what is known of their examples."""
         rows_of: dict[str, frozenset[int]] = {}
-        found: dict[str, Measured] = {}
+        by_name: dict[str, Measured] = {}
         values = self.values(self.sums.sum(0, keepdims=True), self.counts.sum(0, keepdims=True))
         for metric in self.metrics:
-            if metric.name in found:
+            if metric.name in by_name:
                 raise DataError(
                     f"two metrics are called {metric.name}: rename one of the two subsets"
                 )
@@ -142,19 +142,19 @@ class Totals:
                 rows, missing = frozenset(metric.rows), metric.missing
             else:
                 rows = frozenset().union(*(rows_of[part] for part in metric.parts))
-                inherited = [name for part in metric.parts for name in found[part].missing]
+                inherited = [name for part in metric.parts for name in by_name[part].missing]
                 missing = tuple(dict.fromkeys([*metric.missing, *inherited]))
             rows_of[metric.name] = rows
             prompts = len(set(self.prompt_of[list(rows)].tolist()))
             varies = prompts > 1
             if not isinstance(metric, Mean):
-                varies = all(found[part].varies for part in metric.parts)
+                varies = all(by_name[part].varies for part in metric.parts)
             value = float(values[metric.name][0])
             at = metric.at if isinstance(metric, Mean) else None
-            found[metric.name] = Measured(
+            by_name[metric.name] = Measured(
                 metric.name, value, len(rows), prompts, varies, missing, at
             )
-        return list(found.values())
+        return list(by_name.values())
 
     def _combined(self, means: Array) -> dict[str, Array]:
         """Return each metric `(samples,)` of its means `(samples, means)`."""
@@ -192,11 +192,11 @@ def bootstrap(
     chunks: list[list[dict[str, Array]]] = [[] for _ in of]
     for start in range(0, samples, _CHUNK):
         weights = _resample(of[0].strata, min(_CHUNK, samples - start), rng)
-        for each, made in zip(of, chunks, strict=True):
-            made.append(each.values(weights @ each.sums, weights @ each.counts))
+        for each, drawn in zip(of, chunks, strict=True):
+            drawn.append(each.values(weights @ each.sums, weights @ each.counts))
     return [
-        {name: np.concatenate([chunk[name] for chunk in made]) for name in made[0]}
-        for made in chunks
+        {name: np.concatenate([chunk[name] for chunk in drawn]) for name in drawn[0]}
+        for drawn in chunks
     ]
 
 

@@ -81,4 +81,8 @@ def _comparisons(row: ScoredExample) -> list[tuple[bool, int]]:
     count = len(row.rejected) - len(row.recorded)
     chosen = zip(row.chosen, row.lengths, strict=False)
     rejected = list(zip(row.rejected, row.lengths[len(row.chosen) :], strict=True))[:count]
-    return [(good > bad, other - own) for good, own in chosen for bad, other in rejected]
+    return [
+        (good > bad, other_length - length)
+        for good, length in chosen
+        for bad, other_length in rejected
+    ]

@@ -67,16 +67,16 @@ def differences(
     drawn, other = bootstrap([ours, theirs], rng, samples)
     tested = [each.name for each in both if each.prompts > 1]
     p_of = dict(zip(tested, sign_flips(tested, ours, theirs, rng, samples), strict=True))
-    found = []
+    compared = []
     for a, b in ((each, others[each.name]) for each in both):
         low, high = None, None
         if a.varies and b.varies:
             by_prompt = ours.by_prompt(a.name) - theirs.by_prompt(a.name)
             low, high = difference_interval(drawn[a.name] - other[a.name], by_prompt)
         numbers = (a.value, b.value, a.value - b.value, a.n, low, high, p_of.get(a.name))
-        found.append(Difference(a.name, *numbers, a.missing))
-    corrected = holm([each.p for each in found])
-    return [replace(each, p_holm=p) for each, p in zip(found, corrected, strict=True)]
+        compared.append(Difference(a.name, *numbers, a.missing))
+    corrected = holm([each.p for each in compared])
+    return [replace(each, p_holm=p) for each, p in zip(compared, corrected, strict=True)]
 
 
 def mcnemar(

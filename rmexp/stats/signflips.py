@@ -62,9 +62,9 @@ def _exchange(name: str, ours: Totals, theirs: Totals) -> _Exchange:
     a, b = ours.value(name), theirs.value(name)
     least = abs(a - b) - _ALMOST * max(abs(a), abs(b))
     if np.array_equal(ours.counts, theirs.counts):  # then the difference is a sum over prompts
-        made = ours.by_prompt(name).made - theirs.by_prompt(name).made
-        made[(ours.sums == theirs.sums).all(axis=1)] = 0.0  # without rounding
-        return _Exchange(-2 * made[:, None], lambda sums: a - b + sums[:, 0], least)
+        apart = ours.by_prompt(name).values - theirs.by_prompt(name).values
+        apart[(ours.sums == theirs.sums).all(axis=1)] = 0.0  # without rounding
+        return _Exchange(-2 * apart[:, None], lambda sums: a - b + sums[:, 0], least)
     moved = np.hstack([theirs.sums - ours.sums, theirs.counts - ours.counts])
 
     def difference(sums: Array) -> Array:
@@ -124,12 +124,12 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     [0.03, None, 0.06, 0.06]
     """
     order = sorted((p, at) for at, p in enumerate(ps) if p is not None)
-    found: list[float | None] = [None] * len(ps)
+    corrected: list[float | None] = [None] * len(ps)
     highest = 0.0
     for place, (p, at) in enumerate(order):
         highest = max(highest, min(1.0, (len(order) - place) * p))
-        found[at] = highest
-    return found
+        corrected[at] = highest
+    return corrected
 
 
 def chance_line(

@@ -170,10 +170,10 @@ def test_readme_commands_run(project_root: Path, places: dict[str, str]) -> None
         words += [f"out_dir={places['top']}/{number}", f"store_dir={places['top']}/s"]
         done = run_script(project_root, [script, *words], [(Toy, "figures")] if number else [])
         assert done.code == 0, done.err[-3000:]
-    assert len(commands) == 20
+    assert len(commands) == 21
     statuses = list(Path(places["top"]).glob("[0-9]*/**/run.json"))
-    # Seventeen single runs, two sweeps of four, and one of two trainings with two evaluations each.
-    assert len(statuses) == 17 + 2 * 4 + 2 * (1 + 2)
+    # Eighteen single runs, two sweeps of four, and one of two trainings with two evaluations each.
+    assert len(statuses) == 18 + 2 * 4 + 2 * (1 + 2)
     for status in statuses:
         assert json.loads(status.read_text())["status"] == "FINISHED", status
 

@@ -36,7 +36,7 @@ def test_responses_are_judged_and_sampled_once(asked, tmp_path):
     ToyBestOfN(prompts=3, responses=4, seed=1).load()
     ToyBestOfN(prompts=3, responses=4, domains=["math"]).load()
     assert asked[1:] == [(12, 4, 0.7, 1), (3, 4, 0.7, 0)]
-    assert len(list((tmp_path / "cache").glob("*.jsonl"))) == 3
+    assert len(list(tmp_path.glob("*.jsonl"))) == 3
 
 
 def test_a_limit_in_the_toy_benchmark_keeps_the_prompts_apart(asked):

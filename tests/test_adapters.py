@@ -19,7 +19,7 @@ from rmexp.models.adapters import ADAPTERS, find_adapter
 from rmexp.models.chat import Encoded
 from rmexp.models.checkpoints import Checkpoint, find_checkpoint
 from rmexp.models.forks import Fork
-from rmexp.models.forward import scalar_reader, scalar_rewards
+from rmexp.models.forward import scalar_forward, scalar_rewards
 from rmexp.models.loading import load_scalar
 from rmexp.scoring.columns import Column
 from rmexp.scoring.rewards import open_reward
@@ -261,7 +261,7 @@ def make(case: Case, folder: Path) -> tuple[Checkpoint, torch.nn.Module, Weights
 
 def score(checkpoint: Checkpoint, rows, dtype="float32", device_map=None) -> list[float]:
     model = load_scalar(checkpoint, dtype, None, "cpu", device_map)
-    forward = scalar_reader(model, None)
+    forward = scalar_forward(model, None)
     return forward([Encoded(tuple(row), 0, len(row)) for row in rows])
 
 
@@ -288,13 +288,13 @@ def test_a_packed_row_gives_the_same_rewards(name, tmp_path):
     """Of two conversations that share all but their ends, gates in what they share."""
     case = CASES[name]
     checkpoint, _, _ = make(case, tmp_path)
-    reader = scalar_reader(load_scalar(checkpoint, "float32", None, "cpu"), None)
+    forward = scalar_forward(load_scalar(checkpoint, "float32", None, "cpu"), None)
     begin = tuple(case.rows[0])
     rows = [Encoded(ids, 0, len(ids)) for ids in (begin, (*begin, 7, 9), tuple(case.rows[1]))]
-    alone = [reader([row])[0] for row in rows]
-    if reader.obstacle is not None:
-        assert reader.obstacle in ("its attention is eager", "it caps its attention's logits")
-    packed = reader(rows, [Fork(len(begin) - 1, (1, 0)), Fork(0, (2,))])
+    alone = [forward([row])[0] for row in rows]
+    if forward.obstacle is not None:
+        assert forward.obstacle in ("its attention is eager", "it caps its attention's logits")
+    packed = forward(rows, [Fork(len(begin) - 1, (1, 0)), Fork(0, (2,))])
     assert packed == pytest.approx(alone, rel=1e-5, abs=1e-4)
     assert alone[0] != alone[1]
 

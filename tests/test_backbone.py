@@ -11,7 +11,7 @@ from rmexp.models import backbone
 from rmexp.models.backbone import enable_packing, exact_length, hidden_states, token_budget
 from rmexp.models.chat import Encoded
 from rmexp.models.forks import Fork, find_forks
-from rmexp.models.forward import logps_reader
+from rmexp.models.forward import logps_forward
 from rmexp.models.packing import NAME, Packing, attention
 
 SIZES = {
@@ -81,13 +81,13 @@ def test_packed_log_probabilities_are_the_librarys(kind: str) -> None:
             expected.append(
                 float(logps.gather(-1, ids[0, 1:, None])[row.start - 1 : row.end - 1].sum())
             )
-    reader = logps_reader(model)
-    assert reader.obstacle is None
-    assert reader.packs >= 256
+    forward = logps_forward(model)
+    assert forward.obstacle is None
+    assert forward.packs >= 256
     forks = find_forks(rows())
     assert max(fork.shared for fork in forks) == 40
-    assert reader(rows(), forks) == pytest.approx(expected, rel=5e-7, abs=1e-5)
-    assert reader(rows()) == pytest.approx(expected, rel=5e-7, abs=1e-5)
+    assert forward(rows(), forks) == pytest.approx(expected, rel=5e-7, abs=1e-5)
+    assert forward(rows()) == pytest.approx(expected, rel=5e-7, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", PLAIN)

@@ -125,10 +125,10 @@ def test_weights_are_loaded_while_the_rest_is_tokenized(
         return encode(chat, conversations, *options)
 
     def noted(column: Column, pad: int | None) -> Any:
-        reader = load(column, pad)
+        forward = load(column, pad)
         assert not loaded.is_set()
         loaded.set()
-        return reader
+        return forward
 
     monkeypatch.setattr(Chat, "encode", waiting)
     monkeypatch.setattr(Column, "load", noted)

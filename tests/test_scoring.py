@@ -10,7 +10,7 @@ from tiny import tiny_encoder, tiny_policy, tiny_scalar
 
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.models.chat import Encoded
-from rmexp.models.forward import Reader
+from rmexp.models.forward import Forward
 from rmexp.schema import Example, Message
 from rmexp.scoring import model_reward
 from rmexp.scoring.columns import Column
@@ -136,7 +136,7 @@ def test_non_finite_rewards_fail_the_run_above_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(column: Column, pad: int | None) -> object:
-        return Reader(lambda batch, forks: [math.nan for _ in batch])
+        return Forward(lambda batch, forks: [math.nan for _ in batch])
 
     monkeypatch.setattr(Column, "load", load)
     reward = open_reward(path=str(tiny_scalar(tmp_path / "model")))
@@ -160,7 +160,7 @@ def test_a_large_difference_in_the_self_check_is_logged(
     """A forward that depends on its batch is what the check is there to find."""
 
     def load(column: Column, pad: int | None) -> object:
-        return Reader(lambda batch, forks: [float(len(batch)) for _ in batch])
+        return Forward(lambda batch, forks: [float(len(batch)) for _ in batch])
 
     monkeypatch.setattr(Column, "load", load)
     reward = open_reward(path=str(tiny_scalar(tmp_path / "model")))
@@ -182,7 +182,7 @@ def test_out_of_memory_halves_the_budget_and_goes_on(
         scored.extend(row.ids for row in batch)
         return [float(len(row.ids)) for row in batch]
 
-    monkeypatch.setattr(Column, "load", lambda column, pad: Reader(read, budget=300))
+    monkeypatch.setattr(Column, "load", lambda column, pad: Forward(read, budget=300))
     reward = open_reward(path=str(tiny_scalar(tmp_path / "model")))
     examples = [example(str(n), f"{n}?" * (n + 1), ["yes"], ["no"]) for n in range(6)]
     found = score(reward, examples, Settings(tmp_path / "store"))
@@ -200,7 +200,7 @@ def test_a_response_that_no_memory_holds_says_what_to_do(
     def read(batch: object, forks: object) -> list[float]:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(Column, "load", lambda column, pad: Reader(read))
+    monkeypatch.setattr(Column, "load", lambda column, pad: Forward(read))
     reward = open_reward(path=str(tiny_scalar(tmp_path / "model")))
     with pytest.raises(ScoreError, match=r"a response of \d+ tokens: give a smaller model.max_len"):
         score(reward, PAIRS, Settings(tmp_path / "store"))

@@ -1,4 +1,7 @@
-"""Benchmarks: how to load their examples, and how to aggregate the rewards of these."""
+"""Benchmarks: how to load their examples, and how to aggregate the rewards of these.
+
+They know data and stats, and models for the embedded one; nothing of who gives the rewards.
+"""
 
 from collections.abc import Mapping, Sequence
 from pkgutil import resolve_name

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rmexp.data.pairs import PairReader
+from rmexp.data.pairs import PairParser
 from rmexp.data.selection import Selection, check_path, load_rows
 from rmexp.data.sources import is_there
 from rmexp.errors import ConfigError, DataError
@@ -19,7 +19,7 @@ class Preference:
     """The share of pairs with r(chosen) > r(rejected).
 
     `path` is a local file or folder, or with `split` (and `revision`) a data set of the hub, in one
-    of the forms of `rmexp.data.pairs.PairReader`, which has `columns` and `pairs_per_prompt`.
+    of the forms of `rmexp.data.pairs.PairParser`, which has `columns` and `pairs_per_prompt`.
     `subset_column` names the column to report by as well.
 
     Raises ConfigError or DataError at once for options that cannot work.
@@ -61,7 +61,7 @@ class Preference:
         self._path, self._split, self._revision = path, split, revision
         self._subset_column = subset_column
         self._selection = Selection(include, limit, on_bad_row, offset=offset)
-        self._reader = PairReader(
+        self._parser = PairParser(
             columns=columns,
             subset_column=subset_column,
             pairs_per_prompt=pairs_per_prompt,
@@ -73,7 +73,7 @@ class Preference:
         local = self._path if self._split is None else None
         include = self._selection.include
         rows = load_rows(local, self._path, self._split or "", self._revision, include)
-        data = self._reader.load(rows, self._selection)
+        data = self._parser.load(rows, self._selection)
         names: dict[str, str] = {}
         for subset in dict.fromkeys(example.subset for example in data.examples):
             other = names.setdefault(_name(subset), subset)

@@ -1,1 +1,1 @@
-"""Correlation of reward models with policies, with each other, and of two runs in detail."""
+"""Correlation of reward models with policies and with each other; knows stats and tracking."""

@@ -67,7 +67,7 @@ def check_pairs_per_prompt(count: int | None, group: str) -> int | None:
     return count
 
 
-class PairReader:
+class PairParser:
     """Read rows as pairs, and count what gives none.
 
     A row's columns tell its form:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: checking options, selecting examples, naming bad rows."""
+"""What benchmarks and training data share: options checked, examples selected, bad rows named."""
 
 import os
 from collections import Counter

@@ -1,1 +1,4 @@
-"""Judges: models that compare responses, instead of giving each a reward."""
+"""Judges: models that compare responses, instead of giving each a reward.
+
+They know models, and scoring for its store and its forward passes; no benchmark.
+"""

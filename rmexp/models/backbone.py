@@ -17,7 +17,7 @@ from rmexp.models.forks import Fork
 from rmexp.models.packing import Packing
 
 Model = Any  # a transformers model: the library's classes are not typed enough to name
-Read = Callable[[Tensor, Tensor], Tensor]  # of rows and positions `(n,)`: states `(n, width)`
+States = Callable[[Tensor, Tensor], Tensor]  # of rows and positions `(n,)`: states `(n, width)`
 
 _CPU_BUDGET, _GPU_BUDGET = 2048, 65536  # tokens; with more of them nothing is faster
 _CPU_MOST = 16384  # tokens of one prompt's responses: slower than fewer, but for what they share
@@ -26,7 +26,7 @@ _FULL, _WINDOW = "full_attention", "sliding_attention"
 
 def hidden_states(
     model: Model, ids: Tensor, lengths: Tensor, forks: Sequence[Fork] | None = None
-) -> Read:
+) -> States:
     """Run the backbone and return a function that reads its last hidden states.
 
     `ids` is `(batch, length)`, padded on the right, and `lengths` `(batch,)`. With `forks`, which

@@ -51,7 +51,7 @@ _CONFIG: Mapping[str, Any] = {
 }
 _OBJECTS = ("id2label", "text_config", "auto_map")  # objects, or nothing
 _POSITIVE = ("num_labels", "vocab_size", "max_position_embeddings", "n_positions")
-_READING: Mapping[str, Any] = {
+_REWARD_SETTINGS: Mapping[str, Any] = {
     "reader": Literal["scalar", "implicit"],
     "beta": float | None,
     "length_normalised": bool | None,
@@ -67,7 +67,7 @@ _BASE: Mapping[str, Any] = {"base_model_name_or_path": str | None, "revision": s
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class RewardSettings:
     """What `rmexp.json` says of how a trained model is read; None is left to the default."""
 
     reader: str
@@ -146,10 +146,10 @@ class Checkpoint:
         """
         return _weights(self.folder)
 
-    def rmexp(self) -> Reading | None:
+    def rmexp(self) -> RewardSettings | None:
         """Return `rmexp.json`, which training leaves beside the weights, if there is one."""
         path = (self.adapter or self.folder) / "rmexp.json"
-        return _reading(path) if path.exists() else None
+        return _reward_settings(path) if path.exists() else None
 
     def fingerprint(self, cache: Path) -> str:
         """Return a digest of all that makes numbers of token ids.
@@ -380,15 +380,15 @@ def _check_own_code(checkpoint: Checkpoint) -> None:
             )
 
 
-def _reading(path: Path) -> Reading:
+def _reward_settings(path: Path) -> RewardSettings:
     """Return what `rmexp.json` says; raise RmexpError for an unknown key or a wrong value."""
-    content = known({"reader": None} | read_json(path, _MEND), _READING, str(path))
+    content = known({"reader": None} | read_json(path, _MEND), _REWARD_SETTINGS, str(path))
     if (reference := content.get("reference")) is not None:
         known({"path": None} | reference, _REFERENCE, f"reference in {path}")
     beta = content.get("beta")
     if beta is not None and not is_beta(beta):
         raise ConfigError(f"{path} has beta: {beta}, which is no value for it: give one above 0")
-    return Reading(
+    return RewardSettings(
         reader=content["reader"],
         beta=None if beta is None else float(beta),
         length_normalised=content.get("length_normalised"),

@@ -28,14 +28,14 @@ _LOGITS_BYTES = 256 * 2**20  # fp32 logits held at once
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
-    """Read the numbers of a batch of responses: `reader(batch)`, or in a packed row with `forks`.
+class Forward:
+    """Compute a number a response: `forward(batch)`, or in a packed row with `forks`.
 
     Packed rows are exact for responses of up to `packs` tokens; `obstacle` says why for none.
     `budget` is how many tokens a batch may have, and `most` how many the responses to one prompt.
     """
 
-    read: Callable[[Sequence[Encoded], Sequence[Fork] | None], list[float]]
+    run: Callable[[Sequence[Encoded], Sequence[Fork] | None], list[float]]
     packs: float = 0
     obstacle: str | None = None
     budget: int = 4096
@@ -45,11 +45,11 @@ class Reader:
         self, batch: Sequence[Encoded], forks: Sequence[Fork] | None = None
     ) -> list[float]:
         """Return the batch's numbers, NaN for one that is not finite."""
-        return self.read(batch, forks)
+        return self.run(batch, forks)
 
 
-def scalar_reader(model: Model, pad: int | None) -> Reader:
-    """Return what reads the rewards of a batch of responses.
+def scalar_forward(model: Model, pad: int | None) -> Forward:
+    """Return the forward pass to the rewards of a batch of responses.
 
     `pad` is the tokenizer's pad token: an encoder whose own differs is refused, for it would take
     padding for text. A decoder never sees it.
@@ -67,11 +67,11 @@ def scalar_reader(model: Model, pad: int | None) -> Reader:
         return _finite(scalar_rewards(model, ids, lengths, forks))
 
     if not is_decoder(model):
-        return Reader(read, 0, "an encoder attends both ways", *token_budget(model))
-    return _packing_reader(model, read)
+        return Forward(read, 0, "an encoder attends both ways", *token_budget(model))
+    return _packing_forward(model, read)
 
 
-def logps_reader(model: Model, autocast: str | None = None) -> Reader:
+def logps_forward(model: Model, autocast: str | None = None) -> Forward:
     """Return what sums the log-probabilities of a batch of responses' tokens.
 
     `autocast` names the dtype of the matrix products, None for that of the weights.
@@ -88,7 +88,7 @@ def logps_reader(model: Model, autocast: str | None = None) -> Reader:
         with torch.autocast(kind, dtype, enabled=autocast is not None):
             return _finite(response_logps(model, ids, lengths, starts, ends, weight, forks))
 
-    return _packing_reader(model, read)
+    return _packing_forward(model, read)
 
 
 def scalar_rewards(
@@ -189,11 +189,11 @@ def is_decoder(model: Model) -> bool:
     )
 
 
-def _packing_reader(
+def _packing_forward(
     model: Model, read: Callable[[Sequence[Encoded], Sequence[Fork] | None], list[float]]
-) -> Reader:
+) -> Forward:
     obstacle = enable_packing(model)
-    return Reader(read, exact_length(model), obstacle, *token_budget(model))
+    return Forward(read, exact_length(model), obstacle, *token_budget(model))
 
 
 def _pad(batch: Sequence[Encoded], pad: int, device: str) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rmexp.models.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
-    from rmexp.models.forward import Reader
+    from rmexp.models.forward import Forward
 
 Values = NDArray[np.float64]
 
@@ -24,7 +24,7 @@ class Column:
     """
 
     checkpoint: Checkpoint
-    reads: Literal["score", "logps"]
+    quantity: Literal["score", "logps"]
     dtype: str
     attention: str | None
     device: str
@@ -36,23 +36,23 @@ class Column:
         from rmexp.models.adapters import find_adapter
 
         head = "own code" if self.checkpoint.trust_remote_code else "float32"
-        if self.reads == "score" and (adapter := find_adapter(self.checkpoint)):
+        if self.quantity == "score" and (adapter := find_adapter(self.checkpoint)):
             head = f"{adapter.name} float32"
         mixed = {"autocast": self.autocast} if self.autocast else {}
         return {
             "weights": self.checkpoint.fingerprint(cache),
-            "reads": self.reads,
+            "reads": self.quantity,
             "dtype": self.dtype,
             "attention": self.attention,
             "head": head,
             **mixed,
         }
 
-    def load(self, pad: int | None) -> "Reader":
-        """Load the weights and return what reads a batch."""
+    def load(self, pad: int | None) -> "Forward":
+        """Load the weights and return the forward pass."""
         from rmexp.models import forward, loading
 
         arguments = (self.checkpoint, self.dtype, self.attention, self.device, self.device_map)
-        if self.reads == "score":
-            return forward.scalar_reader(loading.load_scalar(*arguments), pad)
-        return forward.logps_reader(loading.load_policy(*arguments), self.autocast)
+        if self.quantity == "score":
+            return forward.scalar_forward(loading.load_scalar(*arguments), pad)
+        return forward.logps_forward(loading.load_policy(*arguments), self.autocast)

@@ -25,7 +25,7 @@ from rmexp.scoring.store import ScoreStore
 if TYPE_CHECKING:
     from lightning import Fabric
 
-    from rmexp.models.forward import Reader
+    from rmexp.models.forward import Forward
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Work:
 class Request:
     """New responses of a column, by their keys, and how to compute them; see `Settings`.
 
-    `pad` is the tokenizer's pad token. `reader` is there if the weights are loaded already.
+    `pad` is the tokenizer's pad token. `forward` is there if the weights are loaded already.
     """
 
     column: Column
@@ -66,10 +66,10 @@ class Request:
     pad: int | None
     batch_tokens: int | None
     seed: int
-    reader: "Reader | None" = None
+    forward: "Forward | None" = None
 
 
-def load(column: Column, pad: int | None) -> "Reader":
+def load(column: Column, pad: int | None) -> "Forward":
     """Load the column's weights, and say so: it may take long."""
     log.info("loading %s (%s)", column.checkpoint.name, column.dtype)
     return column.load(pad)
@@ -177,16 +177,16 @@ def _compute(
     """Compute the values on the column's device, and a few of them again alone as a check."""
     names, rows, column = list(request.rows), list(request.rows.values()), request.column
     lengths = [len(row.ids) for row in rows]
-    reader = request.reader or load(column, request.pad)
-    if reader.obstacle is None:
+    forward = request.forward or load(column, request.pad)
+    if forward.obstacle is None:
         log.info("%s runs what the responses to a prompt share once", column.checkpoint.name)
     else:
-        log.info("%s runs padded batches: %s", column.checkpoint.name, reader.obstacle)
+        log.info("%s runs padded batches: %s", column.checkpoint.name, forward.obstacle)
     values: dict[str, float] = {}
     work = Work()
     began = time.monotonic()
     with ScoringProgress(column.checkpoint.name, len(rows), sum(lengths), shown=shown) as progress:
-        for batch, scores in _batches(reader, rows, request.batch_tokens):
+        for batch, scores in _batches(forward, rows, request.batch_tokens):
             made = list(zip([names[at] for at in batch.rows], scores, strict=True))
             store.append(made)
             values.update(made)
@@ -198,7 +198,7 @@ def _compute(
     work.seconds = time.monotonic() - began
     rng = np.random.default_rng(request.seed)
     for at in rng.choice(len(rows), min(_SELF_CHECKED, len(rows)), replace=False):
-        alone, batched = reader([rows[at]])[0], values[names[at]]
+        alone, batched = forward([rows[at]])[0], values[names[at]]
         if math.isnan(alone) or math.isnan(batched):
             continue
         delta = abs(alone - batched)
@@ -210,7 +210,7 @@ def _compute(
 
 
 def _batches(
-    reader: "Reader", rows: Sequence[Encoded], batch_tokens: int | None
+    forward: "Forward", rows: Sequence[Encoded], batch_tokens: int | None
 ) -> Iterator[tuple[Batch, list[float]]]:
     """Yield batches and their numbers; where a device's memory is too small, the budget halves.
 
@@ -218,14 +218,14 @@ def _batches(
     """
     from torch import OutOfMemoryError, cuda
 
-    budget, most = (batch_tokens or own for own in (reader.budget, reader.most))
+    budget, most = (batch_tokens or own for own in (forward.budget, forward.most))
     left = list(range(len(rows)))
     while left:
         done: set[int] = set()
-        for part in plan([rows[at] for at in left], budget, reader.packs, most):
+        for part in plan([rows[at] for at in left], budget, forward.packs, most):
             batch = part._replace(rows=tuple(left[at] for at in part.rows))
             try:
-                numbers = reader([rows[at] for at in batch.rows], batch.forks)
+                numbers = forward([rows[at] for at in batch.rows], batch.forks)
             except OutOfMemoryError as error:
                 if len(batch.rows) == 1:
                     raise ScoreError(

@@ -20,7 +20,7 @@ from rmexp.scoring.score import Scoring, Settings, count
 from rmexp.scoring.store import ScoreStore, response_key
 
 if TYPE_CHECKING:
-    from rmexp.models.forward import Reader
+    from rmexp.models.forward import Forward
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class _Seen:
     truncated: int = 0
     dropped: int = 0
     first_example: str | None = None
-    loaded: "Reader | None" = None
+    loaded: "Forward | None" = None
     work: Work = field(default_factory=Work)
 
     def counts(self) -> dict[str, float]:
@@ -98,7 +98,7 @@ class ModelReward(ABC):
         unique = dict.fromkeys((e.prompt, response) for e in examples for response in e.responses)
         encoded = _encode_and_load(self, list(unique), settings, seen)
         bad_rows: tuple[str, ...] = ()
-        if any(column.reads == "logps" for column in self.columns):
+        if any(column.quantity == "logps" for column in self.columns):
             encoded, bad_rows = _placed(encoded, examples)
             if not data.skips:
                 refuse_unplaced(bad_rows, "bench")
@@ -227,7 +227,7 @@ def _column(
 
 def _key(column: Column, row: Encoded) -> str:
     """Return the key of a response in the column's store."""
-    return response_key(row.ids, (row.start, row.end) if column.reads == "logps" else None)
+    return response_key(row.ids, (row.start, row.end) if column.quantity == "logps" else None)
 
 
 def _as_seen(reward: ModelReward, row: Encoded) -> str:

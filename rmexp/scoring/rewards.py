@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rmexp.errors import ConfigError
 from rmexp.models.chat import TODAY, Chat, Encoded, check_same_tokens
-from rmexp.models.checkpoints import Checkpoint, Reading, find_checkpoint, is_beta
+from rmexp.models.checkpoints import Checkpoint, RewardSettings, find_checkpoint, is_beta
 from rmexp.outside import known, read_json
 from rmexp.scoring.columns import Column, Values
 from rmexp.scoring.model_reward import ModelReward
@@ -146,9 +146,9 @@ def open_reward(
     chat.check()
     name = name or checkpoint.name
 
-    def column(source: Checkpoint, reads: Literal["score", "logps"]) -> Column:
+    def column(source: Checkpoint, quantity: Literal["score", "logps"]) -> Column:
         resolved = dtype or _default_dtype(source, device)
-        return Column(source, reads, resolved, attention, device, device_map)
+        return Column(source, quantity, resolved, attention, device, device_map)
 
     if reader == "scalar":
         return ScalarReward(name, chat, (column(checkpoint, "score"),))
@@ -179,7 +179,7 @@ def open_reward(
     )
 
 
-def _reader(checkpoint: Checkpoint, trained: Reading | None) -> str:
+def _reader(checkpoint: Checkpoint, trained: RewardSettings | None) -> str:
     if trained is not None:
         return trained.reader
     from rmexp.models.adapters import find_adapter

@@ -36,7 +36,7 @@ NOTHING_COMPUTED: Mapping[str, float] = {
 class Settings:
     """How to score, whatever the model.
 
-    `batch_tokens` bounds the tokens that a batch runs, with padding; None leaves it to the reader.
+    `batch_tokens` bounds the tokens that a batch runs, with padding; None leaves it to the model.
     More than `max_non_finite` rewards that are not finite fail the run. `seed` chooses the
     responses of the self-check. The responses are shared among so many `devices`, all GPUs of this
     machine for "auto".

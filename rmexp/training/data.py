@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from rmexp.data import toy
-from rmexp.data.pairs import PairReader, check_pairs_per_prompt, pairs_apart
+from rmexp.data.pairs import PairParser, check_pairs_per_prompt, pairs_apart
 from rmexp.data.rankings import read_ranking
 from rmexp.data.rows import Row
 from rmexp.data.selection import Entry, Selection, load_rows
@@ -54,7 +54,7 @@ class PreferencePairs:
     """Pairs from a local file or folder, or from a split of a hub data set.
 
     `path` is the one if something lies there, else the name of the other. The data have one of the
-    forms of `rmexp.data.pairs.PairReader`, which has `columns` and `pairs_per_prompt`;
+    forms of `rmexp.data.pairs.PairParser`, which has `columns` and `pairs_per_prompt`;
     `subset_column` names the column that `include` may select by and `limit` counts in. Bad rows
     are left out by default; they are always counted.
 
@@ -80,7 +80,7 @@ class PreferencePairs:
         self._local = _local(path, split)
         self._path, self._split, self._revision = path, split, revision
         self._selection = Selection(include, limit, on_bad_row, group="data", offset=offset)
-        self._reader = PairReader(
+        self._parser = PairParser(
             columns=columns,
             subset_column=subset_column,
             pairs_per_prompt=pairs_per_prompt,
@@ -92,13 +92,13 @@ class PreferencePairs:
         local = self._path if self._local else None
         include = self._selection.include
         rows = load_rows(local, self._path, self._split or "", self._revision, include)
-        return self._reader.load(rows, self._selection)
+        return self._parser.load(rows, self._selection)
 
 
 class RecordedPairs:
     """Pairs from responses with recorded rewards, which rank the responses of a prompt.
 
-    Rows hold what `rmexp.benchmarks.bon100.read_ranking` describes. The pairs are those of
+    Rows hold what `rmexp.data.rankings.read_ranking` describes. The pairs are those of
     `rmexp.data.pairs.pairs_apart`, by default the best with the worst, whose rewards differ
     by more than `smallest_gap`. Where and from what: see `PreferencePairs`.
     """

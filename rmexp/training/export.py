@@ -26,14 +26,14 @@ _SHORT_TOLERANCE = 0.1
 def export(
     training: Training,
     checkpoint: Path,
-    reading: Mapping[str, Any],
+    settings: Mapping[str, Any],
     pairs: Sequence[EncodedPair],
     folder: Path,
 ) -> float:
     """Save a training checkpoint's model as `folder`, read it again, and compare.
 
     Returns the largest difference between a reward of the first pairs as trained and as evaluation
-    reads it. The folder appears complete or not at all. `reading` goes into `rmexp.json`. Raises
+    reads it. The folder appears complete or not at all. `settings` goes into `rmexp.json`. Raises
     ScoreError where the rewards differ, ConfigError where the folder cannot be written.
     """
     start, probe = training.start, pairs[:_PROBED]
@@ -47,7 +47,7 @@ def export(
         _remove(draft)  # of a run that was killed
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-        (draft / "rmexp.json").write_text(json.dumps(reading, indent=1) + "\n", encoding="utf-8")
+        (draft / "rmexp.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         _remove(folder)
         draft.rename(folder)
     except OSError as error:

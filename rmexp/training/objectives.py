@@ -40,7 +40,7 @@ class Objective(Protocol):
         """Return the losses `(pairs,)` of rewards `(pairs,)` each."""
         ...
 
-    def reading(self) -> dict[str, Any]:
+    def reward_settings(self) -> dict[str, Any]:
         """Return what `rmexp.json` says of how to read the trained model, without the reference."""
         ...
 
@@ -82,7 +82,7 @@ class BradleyTerry:
             centring=self.centring,
         )
 
-    def reading(self) -> dict[str, Any]:
+    def reward_settings(self) -> dict[str, Any]:
         """Return how to read the head, which needs nothing else."""
         return {"reader": self.reader, "beta": None, "length_normalised": None}
 
@@ -128,7 +128,7 @@ class DPO:
         """Return the losses `(pairs,)`."""
         return preference_loss(chosen, rejected, label_smoothing=self.label_smoothing)
 
-    def reading(self) -> dict[str, Any]:
+    def reward_settings(self) -> dict[str, Any]:
         """Return how to read the policy beside its reference."""
         return {
             "reader": self.reader,

@@ -40,7 +40,7 @@ class Start:
         """Return the column of log pi_ref: the given reference's, else the start's own."""
         if self.reference_path is not None:
             return self.reward.columns[1]
-        return replace(self.column, reads="logps")
+        return replace(self.column, quantity="logps")
 
     def trained(self, folder: Path, name: str) -> ModelReward:
         """Open the model that training left in a folder, to be read as the start was."""

@@ -90,7 +90,7 @@ def train(training: Training, place: Place) -> dict[str, float]:
         _announce(training, pairs, tags, place)
     if training.objective.uses_reference:
         pairs = _add_references(training, pairs, trainer)
-    reading = _reading(training)
+    settings = _reward_settings(training)
     identity = _identity(training, pairs, tags, trainer.accumulate_grad_batches)
     checkpoint = resumed(place.checkpoints / "last.ckpt", identity) if place.resume else None
     batches, val = _batches(training, pairs, trainer, batches_an_epoch)
@@ -104,7 +104,7 @@ def train(training: Training, place: Place) -> dict[str, float]:
     del module, trainer
     gc.collect()  # the two hold each other, with the optimiser's state: make room for what follows
     folder = place.out_dir / "model"
-    metrics["train/reload_max_delta"] = export(training, kept, reading, pairs.train.pairs, folder)
+    metrics["train/reload_max_delta"] = export(training, kept, settings, pairs.train.pairs, folder)
     _leave(metrics, history, step, place.out_dir, place.run)
     return metrics
 
@@ -192,11 +192,11 @@ def _add_references(training: Training, pairs: _Pairs, trainer: Trainer) -> _Pai
     )
 
 
-def _reading(training: Training) -> dict[str, Any]:
+def _reward_settings(training: Training) -> dict[str, Any]:
     """Return what `rmexp.json` says: how to read the trained model, and beside which reference."""
-    start, reading = training.start, training.objective.reading()
+    start, settings = training.start, training.objective.reward_settings()
     if not training.objective.uses_reference:
-        return {**reading, "reference": None}
+        return {**settings, "reference": None}
     checkpoint = start.reference.checkpoint
     reference = {
         "name": checkpoint.name,
@@ -204,7 +204,7 @@ def _reading(training: Training) -> dict[str, Any]:
         "revision": checkpoint.revision,
         "fingerprint": checkpoint.fingerprint(training.settings.store_dir),
     }
-    return {**reading, "reference": reference}
+    return {**settings, "reference": reference}
 
 
 def _identity(
@@ -220,7 +220,7 @@ def _identity(
         **pairs.chat.identity(),
         "accumulate": accumulate,
         **recipe,
-        **training.objective.reading(),
+        **training.objective.reward_settings(),
     }
 
 

@@ -29,11 +29,11 @@ BATCH, LENGTH = 4, 1024  # pairs a step and tokens a response, in training
 class Loaded(Column):
     """A column whose weights are in memory already."""
 
-    reader: Any
+    forward: Any
 
     def load(self, pad: int | None) -> Any:
         """Return what was loaded."""
-        return type(self).reader
+        return type(self).forward
 
 
 def score_ours(model: str, dtype: str, parts: list[list[Example]]) -> dict[str, float]:
@@ -44,9 +44,9 @@ def score_ours(model: str, dtype: str, parts: list[list[Example]]) -> dict[str, 
     """
     reward = open_reward(path=model, dtype=dtype, device="cpu")
     column = reward.columns[0]
-    Loaded.reader = column.load(reward.chat.tokenizer.pad_token_id)
+    Loaded.forward = column.load(reward.chat.tokenizer.pad_token_id)
     warm = reward.chat.encode([((Message("user", "Hello " * 50),), "Hello.")])
-    Loaded.reader([row for row in warm if row is not None])
+    Loaded.forward([row for row in warm if row is not None])
     fields = {name: getattr(column, name) for name in Column.__dataclass_fields__}
     reward = replace(reward, columns=(Loaded(**fields),))
     found: dict[str, float] = {"run": 0, "tokens": 0}

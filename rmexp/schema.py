@@ -21,7 +21,8 @@ class Example:
     `prompt` ends with the turn that the responses answer. `subset` is the finest part of the
     benchmark that the example belongs to. `cluster` names examples that belong together although
     their prompts differ, None where the prompt alone decides. `recorded` are the rewards that came
-    with the data for the last of the responses.
+    with the data for the last of the responses. `upstream` are the responses' places where the data
+    were published, by which files of published scores know them, empty where there are none.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Example:
     rejected: tuple[str, ...]
     cluster: str | None = None
     recorded: tuple[float, ...] = ()
+    upstream: tuple[int, ...] = ()
 
     @property
     def responses(self) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ def test_a_conversation_that_is_dropped_has_no_reward(policy: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("toys", {}, "there is no benchmark toys, choose from bon100, preference"),
+        ("toys", {}, "there is no benchmark toys, choose from bon100, judgebench"),
         ("toy", {"limits": 2}, "toy has no option limits, choose from include, limit"),
         ("preference", {}, "preference needs path: give one"),
         ("toy", {"limit": -1}, "limit"),

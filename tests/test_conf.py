@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 
-from rmexp.benchmarks import rewardbench, rewardbench2, rmbench, toy
+from rmexp.benchmarks import ppe, rewardbench, rewardbench2, rmbench, toy
 from rmexp.cli import configs  # noqa: F401  registers the resolvers
 from rmexp.models.catalogue import NOT_MODELS
 
@@ -79,8 +79,12 @@ def test_it_composes_and_fits_its_target(group, name):
 # What the subsets are called, of which a file's comment selects some.
 SUBSETS = {
     "bon100": rewardbench.COUNTS,
+    "judgebench": ["gpt-4o-2024-05-13/livecodebench", "claude-3-5-sonnet-20240620/livebench-math"],
+    "ppe_correctness": ppe.SETS,
+    "ppe_preference": ["English/", "English/code+math_prompt"],
     "rewardbench": rewardbench.COUNTS,
     "rewardbench2": rewardbench2.COUNTS,
+    "rewardmath": ["Algebra", "Intermediate Algebra"],
     "rmb": ["pairwise/Helpfulness/Chat/Discussion"],
     "rmbench": rmbench.COUNTS,
     "toy": [subset for subsets in toy.DOMAINS.values() for subset in subsets],

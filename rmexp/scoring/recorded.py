@@ -10,6 +10,7 @@ from rmexp.errors import ConfigError, ScoreError
 from rmexp.outside import parse_json
 from rmexp.schema import Dataset, Example, ScoredExample, scored_example
 from rmexp.scoring.score import NOTHING_COMPUTED, Scoring, Settings, count
+from rmexp.scoring.upstream import FORMATS, Format, Upstream
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +24,16 @@ class RecordedReward:
     """The rewards in a `scores.jsonl`: a line an example with `id`, `chosen` and `rejected`.
 
     A judge's lines have `verdicts` besides, a list of shares for each chosen response; see
-    `ScoredExample`. Raises ConfigError where `path` is no file.
+    `ScoredExample`. `format` is another form in which a benchmark's authors published scores, one
+    of `upstream.FORMATS`. Raises ConfigError where there is no such format, or `path` is no file.
     """
 
-    def __init__(self, path: str, name: str = "recorded") -> None:
+    def __init__(self, path: str, name: str = "recorded", format: str = "rmexp") -> None:
+        if format != "rmexp" and format not in FORMATS:
+            known = ", ".join(("rmexp", *FORMATS))
+            raise ConfigError(f"model.format={format}: choose from {known}")
         self.path = Path(path).expanduser()
-        self.name = name
+        self.name, self._format = name, FORMATS.get(format)
         if not self.path.is_file():
             raise ConfigError(f"model.path={path}: there is no such file; give a scores.jsonl")
 
@@ -61,9 +66,9 @@ class RecordedReward:
         """Return the examples' rewards, and how many rows of the file belong to no example.
 
         Raises ScoreError for a line that cannot be read, an example that is missing, one that is
-        there twice, or one with another number of responses.
+        there twice, or one with other responses.
         """
-        rows = self._read()
+        rows = self._read() if self._format is None else self._read_upstream(self._format, examples)
         missing = [example.id for example in examples if example.id not in rows]
         if missing:
             names = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
@@ -86,12 +91,8 @@ class RecordedReward:
 
     def _read(self) -> dict[str, _Line]:
         rows: dict[str, _Line] = {}
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ScoreError(f"{self.path} is no text: give a scores.jsonl") from error
         # Not splitlines(): JSON strings may hold other line separators as they are.
-        for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
+        for number, line in enumerate(self._text().split("\n"), start=1):
             if not line.strip():
                 continue
             try:
@@ -112,6 +113,66 @@ class RecordedReward:
                 )
             rows[str(name)] = (number, *rewards, verdicts)
         return rows
+
+    def _text(self) -> str:
+        try:
+            return self.path.read_text(encoding="utf-8").removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            raise ScoreError(f"{self.path} is no text: give a file of scores") from error
+
+    def _read_upstream(self, form: Format, examples: Sequence[Example]) -> dict[str, _Line]:
+        """Return the examples' rewards by id, and the rows of no example by what they are."""
+        by_key: dict[str, list[Example]] = {}
+        for example in examples:
+            if not example.upstream:
+                raise ScoreError(
+                    f"{self.path}: model.format={form.bench} is for bench={form.bench}, whose "
+                    f"responses have places there; {example.id} has none"
+                )
+            by_key.setdefault(form.key(example), []).append(example)
+        rows: dict[str, _Line] = {}
+        try:
+            found = [(row, tuple(map(_reward, row.scores))) for row in form.read(self._text())]
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+            raise ScoreError(
+                f"{self.path} is not in the form {form.bench}, {form.form} ({error!r}): mend it, "
+                "or give another model.format"
+            ) from error
+        places: dict[str, int] = {}
+        for row, scores in found:
+            if row.key in places:
+                raise ScoreError(
+                    f"{self.path}:{row.place}: {row.key[:80]!r} stands in {places[row.key]} "
+                    "already: keep one of the two"
+                )
+            places[row.key] = row.place
+            for example in by_key.get(row.key, ()):
+                self._check_upstream(row, example)
+                chosen, rejected = (
+                    tuple(scores[at] for at in some)
+                    for some in (
+                        example.upstream[: len(example.chosen)],
+                        example.upstream[len(example.chosen) :],
+                    )
+                )
+                rows[example.id] = (row.place, chosen, rejected, None)
+            if row.key not in by_key:
+                rows[f"no example: {row.key}"] = (row.place, (), (), None)
+        return rows
+
+    def _check_upstream(self, row: Upstream, example: Example) -> None:
+        """Raise ScoreError unless the scores are those of the example's responses."""
+        if len(row.scores) != len(example.upstream):
+            raise ScoreError(
+                f"{self.path}:{row.place}: {example.id} has {len(row.scores)} scores, the "
+                f"benchmark {len(example.upstream)} responses: get the file, or the data, again"
+            )
+        told = [row.texts[at] for at in example.upstream] if row.texts else example.responses
+        if tuple(told) != example.responses:
+            raise ScoreError(
+                f"{self.path}:{row.place}: {example.id} has other responses than the benchmark: "
+                "get the file, or the data, again"
+            )
 
 
 def lookup_shared(

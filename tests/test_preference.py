@@ -9,7 +9,7 @@ from rmexp.data.pairs import read_pair
 from rmexp.data.rows import Row
 from rmexp.data.selection import Selection
 from rmexp.errors import ConfigError, DataError
-from rmexp.schema import Example, Message
+from rmexp.schema import Example, Message, ScoredExample
 
 
 def turn(role, content):
@@ -307,3 +307,40 @@ def test_the_figure_has_a_bar_for_each_subset():
     assert len(figures["subsets.png"].axes[0].patches) >= 2
     plain = Preference(path=__file__)
     assert plain.figures(estimate(plain, scored), scored) == {}
+
+
+def test_lists_of_responses(tmp_path):
+    """Every chosen one above every rejected one: 1/2; a chosen one is ranked first in both."""
+    rows = [
+        {"prompt": FIRST, "chosen": ["a2", "a3"], "rejected": ["b1"]},
+        {"prompt": "hi", "chosen": "a3", "rejected": ["b1", "b3"]},
+        {"prompt": "hi", "chosen": "a2", "rejected": "b1"},
+        {"prompt": "hi", "system": "short", "chosen": ["a0", "a5"], "rejected": ["b1", "b4"]},
+    ]
+    bench = Preference(path=str(write_lines(tmp_path / "x.jsonl", rows)))
+    data = bench.load()
+    assert data.examples[0].prompt == LONG
+    assert data.examples[0].chosen == ("a2", "a3")
+    assert data.examples[1].rejected == ("b1", "b3")
+    assert data.examples[3].prompt == (Message("system", "short"), HI)
+    scored = reward_all(data, lambda example, response: float(response[1]))
+    # The second has a tie for the highest, the last a chosen one below a rejected one.
+    assert values(bench, scored) == {
+        "preference/accuracy": 2 / 4,
+        "preference/best_of_n": (1 + 1 / 2 + 1 + 1) / 4,
+    }
+    pairs_only = values(bench, scored[2:3])
+    assert pairs_only == {"preference/accuracy": 1.0}
+    write_lines(tmp_path / "x.jsonl", [{"prompt": "hi", "chosen": [], "rejected": ["b"]}])
+    with pytest.raises(DataError, match="'chosen' is empty"):
+        Preference(path=str(tmp_path)).load()
+
+
+def test_a_judge_of_lists_gives_shares(tmp_path):
+    judged = ScoredExample(
+        "1", "preference", "p", (0.75, 0.5), (0.0, 0.5), verdicts=((1.0, 0.5), (0.5, 0.5))
+    )
+    assert values(Preference(path=str(tmp_path)), [judged]) == {
+        "preference/accuracy": 1 / 8,  # all four
+        "preference/best_of_n": 1 / 2,  # the first against both
+    }

@@ -1,8 +1,9 @@
-"""Any preference data: one chosen against one rejected response, from a file or the hub."""
+"""Any preference data: chosen against rejected responses, from a file or the hub."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rmexp.benchmarks.rewardbench2 import credit
 from rmexp.data.pairs import PairParser
 from rmexp.data.selection import Selection, check_path, load_rows
 from rmexp.data.sources import is_there
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 
 class Preference:
-    """The share of pairs with r(chosen) > r(rejected).
+    """The share of pairs with r(chosen) > r(rejected), and of lists with all of them in order.
+
+    Of several chosen and rejected responses every chosen one must be rewarded above every rejected
+    one; a tie is wrong. Where there are such rows, `best_of_n` is how often a chosen response is
+    ranked first: 1/k of a point for each that is among k equal highest ones.
 
     `path` is a local file or folder, or with `split` (and `revision`) a data set of the hub, in one
     of the forms of `rmexp.data.pairs.PairParser`, which has `columns` and `pairs_per_prompt`.
@@ -66,6 +71,7 @@ class Preference:
             subset_column=subset_column,
             pairs_per_prompt=pairs_per_prompt,
             group="bench",
+            lists=True,
         )
 
     def load(self) -> Dataset:
@@ -85,11 +91,14 @@ class Preference:
         return data
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
-        """Return the accuracy over all pairs, then that of each subset if these were asked for."""
+        """Return the accuracy over all rows, then that of each subset if these were asked for."""
         outcomes = [won(row) for row in scored]
         if not scored:
             return []
         metrics: list[Metric] = [mean(self.headline, outcomes, range(len(scored)))]
+        if any(len(row.chosen) > 1 or len(row.rejected) > 1 for row in scored):
+            credits = [credit(row) for row in scored]
+            metrics.append(mean(f"{self.name}/best_of_n", credits, range(len(scored))))
         if self._subset_column is not None:
             for subset in dict.fromkeys(row.subset for row in scored):
                 rows = [i for i, row in enumerate(scored) if row.subset == subset]

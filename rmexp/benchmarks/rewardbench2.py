@@ -10,7 +10,7 @@ import numpy as np
 from rmexp.data.rows import Row
 from rmexp.data.selection import Entry, Selection, check_path, count_notes, load_rows
 from rmexp.errors import DataError
-from rmexp.metrics import Mean, Metric, WeightedMean, WeightedSum, mean, metric_name, wins, won
+from rmexp.metrics import Mean, Metric, WeightedMean, WeightedSum, mean, metric_name, wins
 from rmexp.schema import Dataset, Example, Message, ScoredExample
 from rmexp.stats.intervals import Estimate
 
@@ -113,17 +113,18 @@ class RewardBench2:
 
 
 def credit(row: ScoredExample) -> float:
-    """Return 1/k if the first chosen reward is one of the k highest, else 0.0.
+    """Return the share of the k highest rewards that are chosen ones': 1/k of one chosen, or 0.0.
 
-    A reward that is not finite makes the row wrong. Of a judge's verdicts it is `metrics.won`.
+    A reward that is not finite makes the row wrong. By a judge's verdicts it is how much the best
+    chosen response wins of all rejected ones, of one chosen `metrics.won`.
     """
     if row.verdicts is not None:
-        return won(row)
+        return max(math.prod(shares) for shares in row.verdicts)
     rewards = row.chosen + row.rejected
     highest = max(rewards)
-    if any(math.isnan(reward) for reward in rewards) or row.chosen[0] < highest:
+    if any(math.isnan(reward) for reward in rewards):
         return 0.0
-    return 1.0 / rewards.count(highest)
+    return row.chosen.count(highest) / rewards.count(highest)
 
 
 def ties_metrics(scored: Sequence[ScoredExample], rows: Sequence[int]) -> list[Metric]:

@@ -71,7 +71,7 @@ class PairParser:
     """Read rows as pairs, and count what gives none.
 
     A row's columns tell its form:
-    - `chosen` and `rejected`: a pair, see `read_pair`;
+    - `chosen` and `rejected`: a pair, see `read_pair`; with `lists` also several, see `read_lists`;
     - `answers`, a list of objects with `answer` and `rank`, else `rating` (Nectar, UltraFeedback);
     - `response` and `rating`: an answer; the rows with equal prompts belong together (HelpSteer2).
 
@@ -89,10 +89,11 @@ class PairParser:
         subset_column: str | None,
         pairs_per_prompt: int | None,
         group: str,
+        lists: bool = False,
     ):
         self._columns, self._subset_column = check_columns(columns, group), subset_column
         self._count = check_pairs_per_prompt(pairs_per_prompt, group)
-        self._group = group
+        self._group, self._lists = group, lists
 
     def load(self, rows: Rows, selection: Selection) -> Dataset:
         """Read, check and select the pairs of the rows."""
@@ -116,7 +117,10 @@ class PairParser:
                 yield Entry(Example(id, self._subset(row), (), (), ()), row)
             elif names.chosen in row.values or names.rejected in row.values:
                 met.read |= {names.chosen, names.rejected}
-                yield read_pair(row, id, self._subset(row), names)
+                several = self._lists and any(
+                    _is_list(row, name) for name in (names.chosen, names.rejected)
+                )
+                yield (read_lists if several else read_pair)(row, id, self._subset(row), names)
             elif names.answers in row.values:
                 met.read.add(names.answers)
                 answers = [self._answer(inner, met) for inner in row.inners(names.answers)]
@@ -246,6 +250,26 @@ def read_pair(row: Row, id: str, subset: str, columns: Columns = Columns()) -> E
         prompt, system_flaw = _with_system(row, prompt, columns)
         flaw = flaw or system_flaw
     return Entry(Example(id, subset, prompt, (chosen,), (rejected,)), row, flaw)
+
+
+def read_lists(row: Row, id: str, subset: str, columns: Columns = Columns()) -> Entry:
+    """Return a row whose `chosen` and `rejected` are lists of strings, or a string for one of it.
+
+    They answer `prompt`, which is as in `read_pair`. An empty list is a flaw.
+    """
+    prompt, flaw = _with_system(row, _given_prompt(row, columns), columns)
+    sides = []
+    for column in (columns.chosen, columns.rejected):
+        sides.append(row.texts(column) if _is_list(row, column) else (row.text(column),))
+        if not sides[-1]:
+            flaw = f"{column!r} is empty"
+    return Entry(Example(id, subset, prompt, *sides), row, flaw)
+
+
+def _is_list(row: Row, column: str) -> bool:
+    """Say whether a column holds a list of responses, not one of messages."""
+    value = row.values.get(column)
+    return isinstance(value, list) and not any(isinstance(each, dict) for each in value)
 
 
 def _side(row: Row, column: str) -> tuple[tuple[Message, ...], str, str | None]:

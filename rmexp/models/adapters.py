@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rmexp.errors import ConfigError
-from rmexp.models.checkpoints import Checkpoint, tensor_shapes
+from rmexp.models.checkpoints import Checkpoint
 from rmexp.models.heads import (
     AdaptedModel,
     Build,
@@ -22,6 +22,7 @@ from rmexp.models.heads import (
     mlp_head,
     weighted_means,
 )
+from rmexp.models.model_files import tensor_shapes
 
 # A language model's own head may lie beside a reward head, and old checkpoints keep a buffer of the
 # rotary embedding. No reward reads either.

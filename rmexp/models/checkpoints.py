@@ -2,21 +2,28 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-from safetensors import SafetensorError, safe_open
+from typing import Any
 
 from rmexp.errors import ConfigError
+from rmexp.models.model_files import (
+    ADAPTER_WEIGHTS,
+    code_files,
+    digest_of,
+    inside,
+    kept_digest,
+    safetensors_names,
+    tensor_shapes,
+    weight_files,
+)
+from rmexp.models.reward_settings import RewardSettings, read_reward_settings
 from rmexp.outside import known, read_json
 
 EMBEDDED = "embedded"
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _NOT_READ = ["consolidated*", "original/*"]  # the same weights once more, in another layout
@@ -51,29 +58,7 @@ _CONFIG: Mapping[str, Any] = {
 }
 _OBJECTS = ("id2label", "text_config", "auto_map")  # objects, or nothing
 _POSITIVE = ("num_labels", "vocab_size", "max_position_embeddings", "n_positions")
-_REWARD_SETTINGS: Mapping[str, Any] = {
-    "reader": Literal["scalar", "implicit"],
-    "beta": float | None,
-    "length_normalised": bool | None,
-    "reference": Mapping[str, Any] | None,
-}
-_REFERENCE: Mapping[str, Any] = {
-    "path": str,
-    "name": str | None,
-    "revision": str | None,
-    "fingerprint": str | None,
-}
 _BASE: Mapping[str, Any] = {"base_model_name_or_path": str | None, "revision": str | None}
-
-
-@dataclass(frozen=True, slots=True)
-class RewardSettings:
-    """What `rmexp.json` says of how a trained model is read; None is left to the default."""
-
-    reader: str
-    beta: float | None
-    length_normalised: bool | None
-    reference: Mapping[str, str | None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,17 +124,13 @@ class Checkpoint:
 
     @property
     def weights(self) -> list[Path]:
-        """Return the files that the weights are read from.
-
-        These are model.safetensors, or what the index names. Raises ConfigError where the folder
-        holds less or more than that: the library would not say so.
-        """
-        return _weights(self.folder)
+        """Return the files that the weights are read from; see `weight_files`."""
+        return weight_files(self.folder)
 
     def rmexp(self) -> RewardSettings | None:
         """Return `rmexp.json`, which training leaves beside the weights, if there is one."""
         path = (self.adapter or self.folder) / "rmexp.json"
-        return _reward_settings(path) if path.exists() else None
+        return read_reward_settings(path) if path.exists() else None
 
     def fingerprint(self, cache: Path) -> str:
         """Return a digest of all that makes numbers of token ids.
@@ -162,14 +143,14 @@ class Checkpoint:
         """
         digest = hashlib.sha256()
         for path in self.weights:
-            digest.update(f"{path.name}:{_file_digest(path, cache)}\n".encode())
+            digest.update(f"{path.name}:{kept_digest(path, cache)}\n".encode())
         digest.update((self.folder / "config.json").read_bytes())
         if self.trust_remote_code:
-            for path in _code(self.folder):
-                digest.update(f"\n{path.relative_to(self.folder)}:{_digest(path)}".encode())
+            for path in code_files(self.folder):
+                digest.update(f"\n{path.relative_to(self.folder)}:{digest_of(path)}".encode())
         if self.adapter is not None:
-            weights = _file_digest(self.adapter / ADAPTER_WEIGHTS, cache)
-            digest.update(f"\n{_digest(self.adapter / ADAPTER_CONFIG)}:{weights}".encode())
+            weights = kept_digest(self.adapter / ADAPTER_WEIGHTS, cache)
+            digest.update(f"\n{digest_of(self.adapter / ADAPTER_CONFIG)}:{weights}".encode())
         return digest.hexdigest()
 
     def reading(self) -> str:
@@ -181,7 +162,7 @@ class Checkpoint:
         for folder in dict.fromkeys((self.folder, self.adapter or self.folder)):
             for pattern in _BESIDE_WEIGHTS:
                 for path in sorted(folder.glob(pattern)):
-                    digest.update(f"{path.relative_to(folder)}:{_digest(path)}\n".encode())
+                    digest.update(f"{path.relative_to(folder)}:{digest_of(path)}\n".encode())
         return digest.hexdigest()
 
     def _adapted_head(self) -> int | None:
@@ -242,7 +223,7 @@ def _on_its_base(found: Checkpoint, base: str | None) -> Checkpoint:
             f"{folder} holds an {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}: convert the adapter to "
             "safetensors, nothing else is read"
         )
-    if base is None and _safetensors(folder):
+    if base is None and safetensors_names(folder):
         return _check(replace(found, adapter=folder))
     said = {key: value for key, value in settings.items() if key in _BASE}
     known(said, _BASE, str(folder / ADAPTER_CONFIG))
@@ -298,76 +279,13 @@ def _check(checkpoint: Checkpoint) -> Checkpoint:
         )
     files = [*checkpoint.weights]
     if checkpoint.adapter is not None:
-        files.append(_own(checkpoint.adapter, checkpoint.adapter / ADAPTER_WEIGHTS))
+        files.append(inside(checkpoint.adapter, checkpoint.adapter / ADAPTER_WEIGHTS))
     for path in files:
         tensor_shapes(path)
     if checkpoint.trust_remote_code:
         _check_own_code(checkpoint)
     checkpoint.rmexp()
     return checkpoint
-
-
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes in a safetensors file, from its header.
-
-    Raises ConfigError for a file that is damaged.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path} is damaged ({error}): get the model folder again") from error
-
-
-def _safetensors(folder: Path) -> list[str]:
-    """Return the names of the folder's safetensors files, but for an adapter's."""
-    names = (path.name for path in folder.glob("*.safetensors"))
-    return sorted(name for name in names if name != ADAPTER_WEIGHTS)
-
-
-def _weights(folder: Path) -> list[Path]:
-    found, index = _safetensors(folder), folder / _INDEX
-    if not found and not index.exists():
-        other = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "no weights at all"
-        raise ConfigError(
-            f"{folder} holds no *.safetensors file ({other}): convert the weights to safetensors, "
-            "nothing else is read"
-        )
-    read, reader = {"model.safetensors"}, "without an index"
-    if index.exists():
-        named = read_json(index, _MEND).get("weight_map")
-        if not isinstance(named, dict) or {type(name) for name in named.values()} - {str}:
-            raise ConfigError(f"{index} has no weight_map of names: get the model folder again")
-        read, reader = set(named.values()), f"by {_INDEX}"
-    if missing := sorted(read - set(found)):
-        raise ConfigError(
-            f"{folder} lacks {missing[0]}, which is read {reader}: get the model folder again"
-        )
-    if unread := sorted(set(found) - read):
-        raise ConfigError(
-            f"{folder / unread[0]} is not read {reader}: take it out of the folder if it is not "
-            "part of the model, else get the folder again"
-        )
-    return [_own(folder, folder / name) for name in found]
-
-
-def _own(folder: Path, path: Path) -> Path:
-    """Return the folder's file; raise ConfigError for a link that leads out of the folder.
-
-    The hub's cache keeps the files themselves beside the folders of its snapshots.
-    """
-    real, root = path.resolve(), folder.resolve()
-    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
-    if not (real.is_relative_to(root) or real.is_relative_to(blobs)):
-        raise ConfigError(
-            f"{path} is a link to {real}, out of the model folder: put the file itself there"
-        )
-    return path
-
-
-def _code(folder: Path) -> list[Path]:
-    """Return the folder's Python files."""
-    return [_own(folder, path) for path in sorted(folder.rglob("*.py"))]
 
 
 def _check_own_code(checkpoint: Checkpoint) -> None:
@@ -380,29 +298,6 @@ def _check_own_code(checkpoint: Checkpoint) -> None:
             )
 
 
-def _reward_settings(path: Path) -> RewardSettings:
-    """Return what `rmexp.json` says; raise RmexpError for an unknown key or a wrong value."""
-    content = known({"reader": None} | read_json(path, _MEND), _REWARD_SETTINGS, str(path))
-    if (reference := content.get("reference")) is not None:
-        known({"path": None} | reference, _REFERENCE, f"reference in {path}")
-    beta = content.get("beta")
-    if beta is not None and not is_beta(beta):
-        raise ConfigError(f"{path} has beta: {beta}, which is no value for it: give one above 0")
-    return RewardSettings(
-        reader=content["reader"],
-        beta=None if beta is None else float(beta),
-        length_normalised=content.get("length_normalised"),
-        reference=reference,
-    )
-
-
-def is_beta(value: object) -> bool:
-    """Say whether the value is a finite number above 0."""
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-    )
-
-
 def _check_config(config: Mapping[str, Any], where: str) -> None:
     known({key: value for key, value in config.items() if key in _CONFIG}, _CONFIG, where)
     for key in _OBJECTS:
@@ -411,23 +306,3 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
     for key in _POSITIVE:
         if config.get(key) is not None and config[key] < 1:
             raise ConfigError(f"{where} has {key}: {config[key]}, it must be above 0: {_MEND}")
-
-
-def _file_digest(path: Path, cache: Path) -> str:
-    real = path.resolve()
-    stat = real.stat()
-    key = hashlib.sha256(f"{real}\n{stat.st_size}\n{stat.st_mtime_ns}".encode()).hexdigest()
-    kept = cache / "fingerprints" / key
-    if kept.exists():
-        return kept.read_text(encoding="utf-8")
-    digest = _digest(real)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    draft = kept.with_suffix(f".{os.getpid()}")
-    draft.write_text(digest, encoding="utf-8")
-    draft.replace(kept)
-    return digest
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

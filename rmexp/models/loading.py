@@ -18,9 +18,10 @@ from transformers.utils import logging
 from rmexp.errors import ConfigError
 from rmexp.models.adapters import find_adapter
 from rmexp.models.backbone import Model, check_causal, hidden_states, probe
-from rmexp.models.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint
+from rmexp.models.checkpoints import ADAPTER_CONFIG, Checkpoint
 from rmexp.models.forward import fp32_weight, is_decoder, token_logits
 from rmexp.models.lora import add_adapter
+from rmexp.models.model_files import ADAPTER_WEIGHTS
 
 # What the library raises for a folder's content that it cannot use.
 LIBRARY_ERRORS = (

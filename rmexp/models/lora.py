@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from rmexp.errors import ConfigError
 from rmexp.models.backbone import Model
-from rmexp.models.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, tensor_shapes
+from rmexp.models.checkpoints import ADAPTER_CONFIG
+from rmexp.models.model_files import ADAPTER_WEIGHTS, tensor_shapes
 from rmexp.outside import known, read_json
 
 # What says where an adapter is from and how it was trained, not what it adds.

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from rmexp.errors import ConfigError
 from rmexp.models.chat import TODAY, Chat, Encoded, check_same_tokens
-from rmexp.models.checkpoints import Checkpoint, RewardSettings, find_checkpoint, is_beta
+from rmexp.models.checkpoints import Checkpoint, find_checkpoint
+from rmexp.models.reward_settings import RewardSettings, is_beta
 from rmexp.outside import known, read_json
 from rmexp.scoring.columns import Column, Values
 from rmexp.scoring.model_reward import ModelReward

@@ -2,9 +2,12 @@
 
 import errno
 import os
+import resource
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last is a limit of the process
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_WORDS = (*map(os.strerror, _FULL), "database or disk is full")  # the last is SQLite's
+_TOO_LARGE = os.strerror(errno.EFBIG)
+_SQLITE_IO = "disk I/O error"  # what SQLite says of a limited file, and of broken disks
 
 
 class RmexpError(Exception):
@@ -23,13 +26,20 @@ class ScoreError(RmexpError):
     """Rewards that are missing, not finite or not reproducible."""
 
 
-def is_full_disk(error: BaseException | None) -> bool:
-    """Say whether an error or what caused it is a full disk; Rust's and SQLite only say so."""
+def no_room(error: BaseException | None) -> tuple[str, str] | None:
+    """Return why an error or its cause could write no more, and what to do about it, else None.
+
+    A disk is full, or a file has the size that the process may give one. Rust and SQLite only say
+    so in words. `{}` in the advice stands for the folder that was written to.
+    """
     seen: list[BaseException] = []  # an error that is raised again may be its cause's cause
     while error is not None and error not in seen:
         seen.append(error)
-        full = isinstance(error, OSError) and error.errno in _FULL
-        if full or any(words in str(error) for words in _FULL_WORDS):
-            return True
+        number, text = error.errno if isinstance(error, OSError) else None, str(error)
+        if number in _FULL or any(words in text for words in _FULL_WORDS):
+            return "no space left on the disk", "make room for {} and the score store"
+        limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+        if number == errno.EFBIG or _TOO_LARGE in text or (limited and _SQLITE_IO in text):
+            return "a file has the size that ulimit -f allows this process", "raise that limit"
         error = error.__cause__ or error.__context__
-    return False
+    return None

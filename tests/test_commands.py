@@ -7,11 +7,13 @@ import errno
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -28,13 +30,14 @@ from tiny import tiny_policy, tiny_scalar
 
 from rmexp.benchmarks.toy import Toy
 from rmexp.cli import commands, configs
-from rmexp.errors import ConfigError, is_full_disk
+from rmexp.errors import ConfigError, no_room
 from rmexp.evaluation import evaluate
 from rmexp.models.checkpoints import find_checkpoint
 from rmexp.schema import fingerprint
 from rmexp.scoring.rewards import open_reward
 from rmexp.scoring.score import Settings
 from rmexp.scoring.store import ScoreStore
+from rmexp.signals import Killed
 from rmexp.tracking import runs as tracking
 from rmexp.tracking.run_folder import hold, running, write_status
 from rmexp.tracking.runs import MlflowClient, open_run
@@ -581,12 +584,18 @@ def test_a_mistake_in_a_process_of_its_own(command):
 def test_a_full_disk_is_found_among_the_causes_even_in_a_circle():
     error, cause = ConfigError("a"), ValueError("b")
     error.__cause__, cause.__context__ = cause, error
-    assert not is_full_disk(error)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    assert no_room(error) is None
+    disk, file = "no space left on the disk", "a file has the size that ulimit -f allows"
+    for number, reason in ((errno.ENOSPC, disk), (errno.EDQUOT, disk), (errno.EFBIG, file)):
         cause.__context__ = OSError(number, "full")
-        assert is_full_disk(error)
-    for words in ("I/O error: No space left on device (os error 28)", "database or disk is full"):
-        assert is_full_disk(RuntimeError(words))
+        assert (no_room(error) or ("",))[0].startswith(reason)
+    for words, reason in (
+        ("I/O error: No space left on device (os error 28)", disk),
+        ("database or disk is full", disk),
+        ("I/O error: File too large (os error 27)", file),
+    ):
+        assert (no_room(RuntimeError(words)) or ("",))[0].startswith(reason)
+    assert no_room(RuntimeError("disk I/O error")) is None  # there is no limit here
 
 
 def test_a_full_database_is_a_full_disk_in_one_line(command, monkeypatch):
@@ -599,6 +608,23 @@ def test_a_full_database_is_a_full_disk_in_one_line(command, monkeypatch):
     assert "Traceback" not in done.err
     assert done.last.startswith("no space left on the disk: make room for ")
     assert done.run().info.status == "FAILED"
+
+
+@pytest.mark.parametrize("options", [(), ("-m",)])
+def test_a_database_that_may_not_grow_is_one_line(command, options):
+    """SQLite says of it what it says of a broken disk, and MLflow writes down the traceback."""
+    largest, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = Path(command.uri.removeprefix("sqlite:///")).stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
+    try:
+        done = command("bench.limit=1", options=options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
+    assert done.code == 1
+    assert done.err.count("\n") == 1
+    assert done.last.startswith(
+        "a file has the size that ulimit -f allows this process: raise that"
+    )
 
 
 def test_a_number_is_a_name_too(command):
@@ -886,6 +912,39 @@ def test_what_follows_a_sweep_is_tracked_in_the_same_place(command):
     assert (done.folder / "then" / "leaderboard.md").is_file()
     assert {run.info.status for run in command.runs()} == {"FINISHED"}
     assert len(command.runs()) == 3
+
+
+def test_a_signal_ends_what_follows_a_sweep_as_well(tmp_path):
+    """It waits for the end of the command that follows."""
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    script = tmp_path / "follows.py"
+    script.write_text(
+        "import pathlib, signal, sys, time\n"
+        "def end(*_):\n"
+        f"    pathlib.Path({str(ended)!r}).touch()\n"
+        "    sys.exit(1)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        f"pathlib.Path({str(begun)!r}).touch()\n"
+        "while True:\n"
+        "    time.sleep(1)\n"
+    )
+
+    def send() -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with pytest.raises(Killed):
+        commands._follow([str(script)])
+    sender.join()
+    assert ended.exists()
+
+
+def test_what_follows_a_sweep_decides_about_its_exit_code(tmp_path):
+    (tmp_path / "follows.py").write_text("import sys\nsys.exit(int(sys.argv[1]))\n")
+    assert commands._follow([str(tmp_path / "follows.py"), "3"]) == 3
 
 
 def test_the_environments_server_counts_where_none_is_given(command, monkeypatch):

@@ -16,7 +16,9 @@ from rmexp.benchmarks.toy import Toy
 from rmexp.correlation import correlate
 from rmexp.correlation.tables import Score
 from rmexp.correlation.tracked import log_policy
+from rmexp.evaluation.compare import summarise
 from rmexp.files import PUBLISHED
+from rmexp.stats.paired import Difference, McNemar
 from rmexp.tracking.runs import MlflowClient, tracked_run
 
 NUMBERS = ("pearson", "spearman", "kendall")
@@ -325,6 +327,14 @@ def test_two_runs_are_compared_on_the_same_examples(command, runs, by_id):
     assert "good is better than poor" in done.out
     assert "good is better than poor" in done.run().data.tags["mlflow.note.content"]
     assert (done.folder / "differences.csv").exists()
+    assert "Downloading" not in done.err
+
+
+def test_what_rounds_to_nothing_has_no_sign_of_its_own():
+    small = Difference("toy/overall", 0.5, 0.5001, -1e-4, 20, -2e-4, 1e-4, 0.9, ())
+    summary = summarise(("a", "b"), [small], McNemar(0, 0, 20, 1.0))
+    assert "a difference of +0.000 (+0.000 to +0.000, p 0.9)" in summary
+    assert "-0.000" not in summary
 
 
 def test_two_prompts_do_not_make_a_model_better(command):

@@ -1,6 +1,7 @@
 """Model folders: what a fingerprint covers, what is refused, and each mistake in one line."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -429,6 +430,9 @@ def test_an_adapter_is_read_as_data(values, words, made, tmp_path):
     tiny_adapter(made / "policy", folder, "CAUSAL_LM")
     edit(folder / "adapter_config.json", **values)
     assert words in one_line(folder)
+    if "does not fit" not in words:  # which only the weights tell
+        with pytest.raises(RmexpError, match=re.escape(words)):
+            open_reward(path=str(folder))
 
 
 def test_training_goes_on_from_an_adapter(made, tmp_path):

@@ -26,7 +26,7 @@ from rmexp import secrets
 from rmexp.cli import sweeps
 from rmexp.cli.configs import absolute, given, resolve
 from rmexp.cli.jobs import note_job
-from rmexp.errors import ConfigError, RmexpError, is_full_disk
+from rmexp.errors import ConfigError, RmexpError, no_room
 from rmexp.files import ROOT, make_folder, replace
 from rmexp.signals import Killed, killable, uninterrupted
 from rmexp.tracking import run_folder
@@ -57,9 +57,7 @@ def launch(main: Callable[[], None]) -> None:
         _launch(main)
     if _then and not _failed:
         log.info("then: %s", " ".join(_then))
-        # In this folder, to which the words' paths are relative.
-        script = ROOT / _then[0] if (ROOT / _then[0]).is_file() else _then[0]
-        sys.exit(subprocess.run([sys.executable, script, *_then[1:]]).returncode)
+        sys.exit(_follow(_then))
     sys.exit(int(bool(_failed)))
 
 
@@ -77,6 +75,20 @@ def _launch(main: Callable[[], None]) -> None:
     except RmexpError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
+
+
+def _follow(words: Sequence[str]) -> int:
+    """Run a command in this folder, to which the words' paths are relative; return its exit code.
+
+    A signal ends the command as well, which has its own run to end.
+    """
+    script = ROOT / words[0] if (ROOT / words[0]).is_file() else words[0]
+    with killable(), subprocess.Popen([sys.executable, script, *words[1:]]) as process:
+        try:
+            return process.wait()
+        except Killed:
+            process.terminate()
+            raise
 
 
 def _speak_utf8() -> None:
@@ -197,9 +209,9 @@ def _report(error: BaseException, out_dir: Path, status: Mapping[str, object], g
     if isinstance(error, Killed):
         reason, ended = f"killed by {error.name}", "KILLED"
         log.error("%s: %s", reason, go_on)
-    elif is_full_disk(error):
-        reason, ended = "no space left on the disk", "FAILED"
-        log.error("%s: make room for %s and the score store, then %s", reason, out_dir, go_on)
+    elif full := no_room(error):
+        (reason, mend), ended = full, "FAILED"
+        log.error("%s: %s, then %s", reason, mend.format(out_dir), go_on)
     else:
         reason, ended = secrets.redact(str(error) or type(error).__name__), "FAILED"
         if isinstance(error, RmexpError):
@@ -244,13 +256,13 @@ class Guard(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Make the folder of a single run."""
-        with _one_line():
-            make_folder(Path(config.hydra.run.dir), "out_dir")
+        with _one_line(folder := Path(config.hydra.run.dir)):
+            make_folder(folder, "out_dir")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Make the folder of a sweep, and its parent run, so that the jobs find both."""
-        with _one_line():
-            make_folder(Path(config.hydra.sweep.dir), "out_dir")
+        with _one_line(folder := Path(config.hydra.sweep.dir)):
+            make_folder(folder, "out_dir")
             _open_sweep(config)
 
 
@@ -285,12 +297,13 @@ def _quoted(text: str) -> str:
 
 
 @contextmanager
-def _one_line() -> Iterator[None]:
+def _one_line(folder: Path) -> Iterator[None]:
     """Report a user's mistake where there is no job yet to report it."""
     try:
         yield
     except RmexpError as error:
-        print(error, file=sys.stderr)
+        full = no_room(error)
+        print(f"{full[0]}: {full[1].format(folder)}" if full else error, file=sys.stderr)
         raise SystemExit(1) from error
 
 

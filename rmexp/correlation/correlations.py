@@ -154,16 +154,16 @@ def remarks(correlations: Correlations) -> list[str]:
     pearson, spearman = correlations.pearson.value, correlations.spearman.value
     if abs(pearson - spearman) >= _MUCH:
         lines.append(
-            f"Linear and rank correlation disagree (Pearson {pearson:.2f}, Spearman "
-            f"{spearman:.2f}): the relation is no straight line, or few points make it."
+            f"Linear and rank correlation disagree (Pearson {pearson:z.2f}, Spearman "
+            f"{spearman:z.2f}): the relation is no straight line, or few points make it."
         )
     ends = [end for end in (correlations.least, correlations.most) if end is not None]
     if ends:
         name, without = max(ends, key=lambda end: abs(end[1] - pearson))
         if abs(without - pearson) >= _MUCH:
             lines.append(
-                f"One point carries the result: without {name} the Pearson is {without:.2f} "
-                f"instead of {pearson:.2f}."
+                f"One point carries the result: without {name} the Pearson is {without:z.2f} "
+                f"instead of {pearson:z.2f}."
             )
     if correlations.enumerated:
         orders = correlations.orders

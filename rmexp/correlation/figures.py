@@ -165,7 +165,7 @@ def matrix(
         for i, j in ((names.index(a), names.index(b)), (names.index(b), names.index(a))):
             values[i, j] = correlation.value
             colour = "white" if abs(correlation.value) > 0.55 else "black"
-            text = f"{correlation.value:.2f}\nn {n}"
+            text = f"{correlation.value:z.2f}\nn {n}"
             axis.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
     image = axis.imshow(values, cmap="RdBu", vmin=-1, vmax=1)
     shown = [name.replace("/", "/\n", 1) if len(name) > 12 else name for name in names]
@@ -217,7 +217,7 @@ def _lines(
         kept = [at for at, rm in enumerate(rms) if rm != end[0]]
         fit = _fit(x[kept].ravel(), y[kept].ravel())
         if fit is not None:
-            label = f"without {names[end[0]]}: r {end[1]:.2f}"
+            label = f"without {names[end[0]]}: r {end[1]:z.2f}"
             axis.plot(along, fit[0] + fit[1] * along, style, color=_GREY, lw=1.4, label=label)
     axis.set_xlim(low, high)
     axis.set_ylim(bottom, top)
@@ -234,17 +234,17 @@ def _fit(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float] 
 
 def _title(correlations: Correlations) -> str:
     pearson, spearman = correlations.pearson, correlations.spearman
-    linear, ranked = (interval_text(each.low, each.high, ".2f") for each in (pearson, spearman))
+    linear, ranked = (interval_text(each.low, each.high, "z.2f") for each in (pearson, spearman))
     text = (
-        f"Pearson {pearson.value:.2f} ({linear}, p {pearson.p:.2g}), "
-        f"Spearman {spearman.value:.2f} ({ranked})"
+        f"Pearson {pearson.value:z.2f} ({linear}, p {pearson.p:.2g}), "
+        f"Spearman {spearman.value:z.2f} ({ranked})"
     )
     n, rms = correlations.n, correlations.rms
     count = f"n {n}" if n == rms else f"n {n} of {rms} RMs"
     least, most = correlations.least, correlations.most
     if least is None or most is None:
         return f"{text}, {count}"
-    return f"{text}\n{count}; Pearson without one RM: {least[1]:.2f} to {most[1]:.2f}"
+    return f"{text}\n{count}; Pearson without one RM: {least[1]:z.2f} to {most[1]:z.2f}"
 
 
 def _labels(rms: Sequence[str]) -> list[str]:

@@ -157,7 +157,7 @@ def _row(finding: Finding) -> tuple[str, ...]:
     )
     without = "-"
     if correlations.least is not None and correlations.most is not None:
-        without = f"{correlations.least[1]:.2f} to {correlations.most[1]:.2f}"
+        without = f"{correlations.least[1]:z.2f} to {correlations.most[1]:z.2f}"
     return (
         pair.score,
         pair.policy,
@@ -172,7 +172,7 @@ def _row(finding: Finding) -> tuple[str, ...]:
 
 
 def _interval(each: Correlation | CorrelationDifference) -> str:
-    return f"{each.value:.2f} ({interval_text(each.low, each.high, '.2f')})"
+    return f"{each.value:z.2f} ({interval_text(each.low, each.high, 'z.2f')})"
 
 
 def write_tables(

@@ -189,11 +189,11 @@ def _unscored(examples: Sequence[Example]) -> list[ScoredExample]:
 def _verdict(names: tuple[str, str], headline: Difference) -> str:
     text = f"{_full_name(headline)}: {headline.first:.3f} against {headline.second:.3f}"
     if headline.p is None:
-        return f"{text}, a difference of {headline.value:+.3f}; one prompt tells no more."
-    interval = interval_text(headline.low, headline.high, "+.3f")
+        return f"{text}, a difference of {headline.value:+z.3f}; one prompt tells no more."
+    interval = interval_text(headline.low, headline.high, "+z.3f")
     if headline.low is None:
         interval += " for an interval"
-    numbers = f"{headline.value:+.3f} ({interval}, p {headline.p:.2g})"
+    numbers = f"{headline.value:+z.3f} ({interval}, p {headline.p:.2g})"
     if headline.p >= SURE:
         return f"{text}, a difference of {numbers}: it may as well be chance."
     better, worse = names if headline.value > 0 else names[::-1]
@@ -216,9 +216,9 @@ def _shown(found: Sequence[Difference]) -> list[Difference]:
 
 
 def _row(each: Difference) -> tuple[str, ...]:
-    interval = interval_text(each.low, each.high, "+.3f")
+    interval = interval_text(each.low, each.high, "+z.3f")
     ps = ["-" if p is None else f"{p:.2g}" for p in (each.p, each.p_holm)]
-    values = (f"{each.first:.3f}", f"{each.second:.3f}", f"{each.value:+.3f}")
+    values = (f"{each.first:.3f}", f"{each.second:.3f}", f"{each.value:+z.3f}")
     return (_full_name(each), *values, interval, *ps, f"{each.n:,}")
 
 

@@ -136,4 +136,4 @@ def _chance(rows: Sequence[Gain]) -> str | None:
 
 
 def _cell(value: float, low: float | None, high: float | None, sign: str = "") -> str:
-    return f"{value:{sign}.3f} ({interval_text(low, high, f'{sign}.3f')})"
+    return f"{value:{sign}z.3f} ({interval_text(low, high, f'{sign}z.3f')})"

@@ -148,6 +148,10 @@ def open_reward(
     name = name or checkpoint.name
 
     def column(source: Checkpoint, quantity: Literal["score", "logps"]) -> Column:
+        if source.adapter is not None:
+            from rmexp.models.lora import read_adapter
+
+            read_adapter(source.adapter)  # what it refuses is known before any data are read
         resolved = dtype or _default_dtype(source, device)
         return Column(source, quantity, resolved, attention, device, device_map)
 

@@ -75,17 +75,13 @@ class Store(Generic[Value]):
             self._file = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         data = "".join(json.dumps([key, value]) + "\n" for key, value in values).encode()
         try:
-            written = os.write(self._file, data)
+            while data:  # what a full disk leaves of it is written again, for its error
+                data = data[os.write(self._file, data) :]
         except OSError as error:
             raise ConfigError(
-                f"cannot write to the score store {self.folder} ({error.strerror}): make room and "
+                f"cannot write to the score store {self.folder} ({error.strerror}): mend that and "
                 "run the command again, it goes on from there"
             ) from error
-        if written < len(data):
-            raise ConfigError(
-                f"cannot write to the score store {self.folder} (no space left): make room and run "
-                "the command again, it goes on from there"
-            )
 
     def fill(
         self, keys: Collection[str], make: Callable[[list[str]], Mapping[str, Value]]

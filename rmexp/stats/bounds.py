@@ -66,11 +66,11 @@ def difference_interval(drawn: Array, by_prompt: Contributions) -> Interval:
     return _unvaried_interval(by_prompt)
 
 
-def interval_text(low: float | None, high: float | None, form: str = ".3f") -> str:
+def interval_text(low: float | None, high: float | None, form: str = "z.3f") -> str:
     """Write an interval as tables and figures do.
 
-    >>> interval_text(0.25, 0.5), interval_text(None, None)
-    ('0.250 to 0.500', 'too few')
+    >>> interval_text(-0.0001, 0.5), interval_text(None, None)
+    ('0.000 to 0.500', 'too few')
     """
     return TOO_FEW if low is None or high is None else f"{low:{form}} to {high:{form}}"
 

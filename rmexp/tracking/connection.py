@@ -34,10 +34,11 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     Two processes that create an SQLite database at the same time crash, and the loser of a race for
     an experiment would file its run elsewhere.
     """
-    for noisy in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     # Its retries are followed by our own message, or by success.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    # It writes down the traceback of what it raises.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     _check_experiment(experiment)
     with reached(uri), FileLock(lock(uri)), impatient():
         client = MlflowClient(tracking_uri=uri)
@@ -68,10 +69,23 @@ def reached(uri: str) -> Iterator[None]:
 @contextmanager
 def impatient() -> Iterator[None]:
     """Let MLflow's requests fail within about twenty seconds, whatever the server does."""
-    settings = {
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_FIRST_SECONDS),
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(_FIRST_RETRIES),
-    }
+    with _environment(
+        MLFLOW_HTTP_REQUEST_TIMEOUT=str(_FIRST_SECONDS),
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES=str(_FIRST_RETRIES),
+    ):
+        yield
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Let MLflow download without its bars."""
+    with _environment(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"):
+        yield
+
+
+@contextmanager
+def _environment(**settings: str) -> Iterator[None]:
+    """Set variables of the environment, which MLflow reads with each call, within the block."""
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:

@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 
 from rmexp.errors import ConfigError
 from rmexp.secrets import redact
-from rmexp.tracking.connection import ERRORS, first_line, impatient
+from rmexp.tracking.connection import ERRORS, first_line, impatient, without_bars
 
 _RUNS_A_PAGE = 200
 
@@ -76,8 +76,9 @@ def fetch_files(uri: str, run_id: str, names: Collection[str], folder: Path) -> 
         with impatient():
             client = MlflowClient(tracking_uri=uri)
             run = client.get_run(run_id)
-        for name in names:
-            client.download_artifacts(run_id, name, str(folder))
+        with without_bars():
+            for name in names:
+                client.download_artifacts(run_id, name, str(folder))
     except ERRORS as error:
         raise ConfigError(
             f"cannot get {', '.join(names)} of the run {run_id} from {redact(uri)} "

@@ -1,7 +1,9 @@
 """Models that were logged or registered, as folders on this machine."""
 
 import hashlib
+import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import mlflow
@@ -12,7 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from rmexp.errors import ConfigError
 from rmexp.secrets import redact
-from rmexp.tracking.connection import ERRORS, first_line
+from rmexp.tracking.connection import ERRORS, first_line, without_bars
 
 
 def fetch_model(uri: str, model_uri: str, folder: Path) -> Path:
@@ -33,9 +35,10 @@ def fetch_model(uri: str, model_uri: str, folder: Path) -> Path:
         with FileLock(f"{copy}.lock"), tempfile.TemporaryDirectory(dir=folder) as draft:
             if copy.exists():
                 return copy
-            downloaded = mlflow.artifacts.download_artifacts(
-                place, dst_path=f"{draft}/new", tracking_uri=uri, registry_uri=uri
-            )
+            with nullcontext() if sys.stderr.isatty() else without_bars():
+                downloaded = mlflow.artifacts.download_artifacts(
+                    place, dst_path=f"{draft}/new", tracking_uri=uri, registry_uri=uri
+                )
             if not settled:
                 copy = _copy_of(folder, uri, pinned, _content(Path(downloaded)))
             if not copy.exists():

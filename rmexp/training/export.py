@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from rmexp.errors import ConfigError, ScoreError, is_full_disk
+from rmexp.errors import ConfigError, ScoreError, no_room
 from rmexp.outside import read_checkpoint
 from rmexp.scoring.rewards import open_reward
 from rmexp.training.batches import Batches
@@ -51,7 +51,7 @@ def export(
         _remove(folder)
         draft.rename(folder)
     except OSError as error:
-        if is_full_disk(error):
+        if no_room(error):
             raise
         raise ConfigError(
             f"cannot write {folder} ({error.strerror or error}): mend that, and run the command "

@@ -9,7 +9,7 @@ from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
-from rmexp.errors import ConfigError, is_full_disk
+from rmexp.errors import ConfigError, no_room
 from rmexp.signals import Killed
 from rmexp.tracking.runs import Run
 from rmexp.training.batches import Batches
@@ -126,7 +126,7 @@ def fit(
             "settings"
         ) from error
     except OSError as error:
-        if is_full_disk(error):
+        if no_room(error):
             raise
         raise ConfigError(
             f"training stopped ({str(error).strip() or type(error).__name__}): mend that, and go "

@@ -14,7 +14,7 @@ from torch import Tensor
 from rmexp.errors import ConfigError
 from rmexp.models import packing
 from rmexp.models.forks import Fork
-from rmexp.models.packing import Packing
+from rmexp.models.packing import Packing, moved
 
 Model = Any  # a transformers model: the library's classes are not typed enough to name
 States = Callable[[Tensor, Tensor], Tensor]  # of rows and positions `(n,)`: states `(n, width)`
@@ -31,19 +31,23 @@ def hidden_states(
 
     `ids` is `(batch, length)`, padded on the right, and `lengths` `(batch,)`. With `forks`, which
     name every row of the batch once, what a fork's rows share is run once, where that is exact.
+
+    States are where `first_device` says. If all tensors are on the CPU, also those to read, nothing
+    waits for that device.
     """
+    device = torch.device(first_device(model))
     if forks is None or int(lengths.max()) > exact_length(model):
-        padded = _run(model, input_ids=ids)
+        padded = _run(model, input_ids=moved(ids, device))
         there = padded.device  # the last layer may lie on another device than the ids
-        return lambda rows, at: padded[rows.to(there), at.to(there)].to(ids.device)
+        return lambda rows, at: padded[moved(rows, there), moved(at, there)].to(device)
     layout = Packing(forks, lengths.tolist())
-    packed, positions = layout.pack(ids)
+    packed, positions = (moved(part, device) for part in layout.pack(ids))
     # A mask of four dimensions is one that the library leaves as it is; the attention ignores it.
-    mask = torch.empty(1, 1, 1, 0, device=ids.device)
+    mask = torch.empty(1, 1, 1, 0, device=device)
     states = _run(
         model, input_ids=packed, position_ids=positions, attention_mask=mask, packing=layout
     )[0]
-    return lambda rows, at: states[layout.at(rows, at).to(states.device)].to(ids.device)
+    return lambda rows, at: states[moved(layout.at(rows, at), states.device)].to(device)
 
 
 def enable_packing(model: Model) -> str | None:

@@ -4,8 +4,8 @@ Whatever a decoder does with a token alone runs on the row as it is. Its attenti
 sequences: `register` makes the function known to the library, which calls it in every layer.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Sequence
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import torch
@@ -16,43 +16,65 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rmexp.models.forks import Fork
+from rmexp.models.kernels import Kernel, Segments, kernel_for
 
 NAME = "rmexp_packed"
-_MERGING = ("cpu",)  # devices whose kernel gives its log-sum-exps
-
-_attend_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_attend_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-class Span(NamedTuple):
-    """A fork's place in the row: its shared tokens, then each sequence's own, to the next bound."""
+class Parts(NamedTuple):
+    """What attends to what: each segment of the row to itself, and forks' own tokens to shared.
 
-    begin: int
-    bounds: tuple[int, ...]
+    The row begins with all that is shared, `shared` tokens, followed up to `forked` by the tokens
+    that attend to it; `to_shared` is None where nothing is shared.
+    """
+
+    own: Segments
+    to_shared: Segments | None
+    shared: int
+    forked: int
 
 
 class Packing:
     """Where the tokens of sequences lie in a packed row.
 
     `forks` name the sequences by their rows in a padded batch, each exactly once, and `lengths` are
-    those of the batch's rows.
+    those of the batch's rows. What the forks share comes first, then the own tokens of these forks'
+    sequences, then the sequences that share nothing: so both what is shared and what attends to it
+    are one stretch of the row.
+
+    All tables are made on the CPU, and copied to a device once, without waiting for it.
     """
 
     def __init__(self, forks: Sequence[Fork], lengths: Sequence[int]) -> None:
-        self.spans: list[Span] = []
+        forks = sorted(forks, key=lambda fork: not fork.shared)  # in their order otherwise
+        shared = [fork.shared for fork in forks if fork.shared]
+        own = [[lengths[row] - fork.shared for row in fork.rows] for fork in forks]
         places = [(0, 0, 0)] * len(lengths)  # of a row: its shared tokens, how many, its own
-        end = 0
-        for fork in forks:
-            own = (lengths[row] - fork.shared for row in fork.rows)
-            span = Span(end, tuple(accumulate(own, initial=end + fork.shared)))
-            for row, at in zip(fork.rows, span.bounds, strict=False):
-                places[row] = (span.begin, fork.shared, at)
-            self.spans.append(span)
-            end = span.bounds[-1]
+        begin, end = 0, sum(shared)
+        for fork, counts in zip(forks, own, strict=True):
+            for row, at in zip(fork.rows, accumulate(counts, initial=end), strict=False):
+                places[row] = (begin, fork.shared, at)
+            begin += fork.shared
+            end += sum(counts)
         self.tokens = end
         self._begin, self._shared, self._own = torch.tensor(places).unbind(1)
-        self._length = max(lengths)
         self._lengths = torch.tensor(lengths)
+        self.longest = max(lengths)
+        pieces = [*shared, *chain.from_iterable(own)]
+        attending = [sum(counts) for counts in own[: len(shared)]]
+        self._parts = Parts(
+            _segments(pieces, pieces, causal=True),
+            _segments(attending, shared, causal=False) if shared else None,
+            sum(shared),
+            sum(shared) + sum(attending),
+        )
+        self._moved: dict[torch.device, Parts] = {}
+        self._unpacked: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def sharing(self) -> bool:
+        """Whether any tokens are shared."""
+        return self._parts.shared > 0
 
     def at(self, rows: Tensor, positions: Tensor) -> Tensor:
         """Return where in the packed row the tokens `(n,)` of a padded batch lie."""
@@ -69,24 +91,50 @@ class Packing:
         packed[places], at[places] = ids[rows, positions], positions
         return packed.unsqueeze(0), at.unsqueeze(0)
 
+    def parts(self, device: torch.device) -> Parts:
+        """Return what attends to what, with tables on the device."""
+        if device not in self._moved:
+            own, to_shared, *rest = self._parts
+            kinds = (own,) if to_shared is None else (own, to_shared)
+            tables = [table for kind in kinds for table in kind[:2]]
+            there = moved(torch.cat(tables), device).split([len(table) for table in tables])
+            made = [Segments(*there[2 * n : 2 * n + 2], *kind[2:]) for n, kind in enumerate(kinds)]
+            self._moved[device] = Parts(made[0], made[1] if to_shared else None, *rest)
+        return self._moved[device]
+
     def unpacked(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return where a padded batch's tokens lie, and where the packed ones lie in that batch.
 
         The first are places `(batch, length)` in the row, any one for padding, the second places
         `(tokens,)` in the flattened batch.
         """
-        rows, positions = self._tokens(device)
-        places = self.at(rows, positions)
-        forth = places.new_zeros(len(self._lengths), self._length)
-        forth[rows, positions] = places
-        back = places.new_empty(self.tokens)
-        back[places] = rows * self._length + positions
-        return forth, back
+        if device not in self._unpacked:
+            rows, positions = self._tokens(torch.device("cpu"))
+            places = self.at(rows, positions)
+            forth = places.new_zeros(len(self._lengths), self.longest)
+            forth[rows, positions] = places
+            back = places.new_empty(self.tokens)
+            back[places] = rows * self.longest + positions
+            self._unpacked[device] = moved(forth, device), moved(back, device)
+        return self._unpacked[device]
 
     def _tokens(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        mask = torch.arange(self._length) < self._lengths.unsqueeze(1)
+        mask = torch.arange(self.longest) < self._lengths.unsqueeze(1)
         rows, positions = mask.nonzero().to(device).unbind(1)
         return rows, positions
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on the device, from the CPU without waiting for what the device does."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def _segments(queries: Sequence[int], keys: Sequence[int], causal: bool) -> Segments:
+    """Return segments of so many queries and keys each."""
+    tables = (torch.tensor([0, *accumulate(part)], dtype=torch.int32) for part in (queries, keys))
+    return Segments(*tables, max(queries), max(keys), causal)
 
 
 def attention(
@@ -99,12 +147,14 @@ def attention(
     packing: Packing | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Return what the tokens of a packed row attend to, `(1, tokens, heads, width)`.
 
-    `query` is `(1, heads, tokens, width)`; `key` and `value` may have fewer heads. Without a
-    `packing` it is the library's own attention. Raises ValueError for what a packed row lacks.
+    `query` is `(1, heads, tokens, width)`; `key` and `value` may have fewer heads. A token attends
+    to `sliding_window` tokens at most, itself among them. Without a `packing` it is the library's
+    own attention, whose mask knows of the window. Raises ValueError for what a packed row lacks.
     """
     if packing is None:
         given: tuple[Tensor, None] = sdpa_attention_forward(
@@ -117,30 +167,48 @@ def attention(
         raise ValueError(f"packed rows know no {', '.join(sorted(unknown))}")
     if dropout:
         raise ValueError("packed rows know no attention dropout")
+    window = sliding_window
+    if window is not None and window >= packing.longest:
+        window = None  # it is not felt
+    if window is not None and packing.sharing:
+        raise ValueError("a window that reaches into what is shared is not known to packed rows")
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-    query, key, value = query[0].to(dtype), key[0].to(dtype), value[0].to(dtype)
+    query, key, value = (part[0].to(dtype).transpose(0, 1) for part in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if kind in _MERGING and query.shape[-1] == value.shape[-1]:
-        forked = (query, key, value, packing.spans, scale)
-        out: Tensor = _Forked.apply(*forked)  # type: ignore[no-untyped-call]
+    kernel = kernel_for(query, key, value)
+    if kernel is None:
+        out = _gathered(query, key, value, packing.unpacked(query.device), scale, window)
     else:
-        out = _gathered(query, key, value, packing, scale)
-    return out.transpose(0, 1).unsqueeze(0), None
+        merged = (kernel, query, key, value, packing.parts(query.device), scale, window)
+        out = _Merged.apply(*merged)  # type: ignore[no-untyped-call]
+    return out.unsqueeze(0), None
 
 
-def _gathered(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+def _gathered(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    unpacked: tuple[Tensor, Tensor],
+    scale: float,
+    window: int | None,
+) -> Tensor:
     """Attend on each sequence as a whole, in a batch padded on the right."""
-    forth, back = packing.unpacked(query.device)
-    query, key, value = (part[:, forth].transpose(0, 1) for part in (query, key, value))
+    forth, back = unpacked
+    query, key, value = (part[forth].transpose(1, 2) for part in (query, key, value))
+    band = None
+    if window is not None:
+        length = forth.shape[1]
+        band = torch.ones(length, length, dtype=torch.bool, device=forth.device)
+        band = band.tril_().triu_(1 - window)
     out = scaled_dot_product_attention(
-        query, key, value, is_causal=True, scale=scale, enable_gqa=True
+        query, key, value, attn_mask=band, is_causal=band is None, scale=scale, enable_gqa=True
     )
-    return out.transpose(0, 1).flatten(1, 2)[:, back]
+    return out.transpose(1, 2).flatten(0, 1)[back]
 
 
-class _Forked(torch.autograd.Function):
-    """Attend to shared and own tokens apart, and merge the two by their log-sum-exps.
+class _Merged(torch.autograd.Function):
+    """Attend to own and shared tokens apart, and merge the two by their log-sum-exps.
 
     So what is shared attends once, and nothing is copied. The gradient is exact: the kernel's takes
     the softmax's weights from whatever log-sum-exp it is given, so that of both parts together
@@ -149,57 +217,51 @@ class _Forked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: list[Span], scale: float
+        ctx: Any,
+        kernel: Kernel,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        parts: Parts,
+        scale: float,
+        window: int | None,
     ) -> Tensor:
-        q = query.view(len(key), -1, *query.shape[1:])
-        k, v = (part.unsqueeze(1).expand_as(q) for part in (key, value))
-        out, sums = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
-
-        for own, to, causal in _parts(spans):
-            made, made_sums = _attend_cpu(
-                q[:, :, own], k[:, :, to], v[:, :, to], 0.0, causal, scale=scale
+        out, sums = kernel.forward(query, key, value, parts.own, scale, window)
+        if parts.to_shared is not None:
+            forked, shared = slice(parts.shared, parts.forked), slice(parts.shared)
+            more, more_sums = kernel.forward(
+                query[forked], key[shared], value[shared], parts.to_shared, scale, None
             )
-            if not causal:  # what was made of the own tokens is there: merge
-                share = torch.sigmoid(made_sums - sums[:, :, own]).unsqueeze(-1)
-                made = torch.lerp(out[:, :, own].float(), made.float(), share)
-                made_sums = torch.logaddexp(sums[:, :, own], made_sums)
-            out[:, :, own], sums[:, :, own] = made, made_sums
+            here, here_sums = out[forked], sums[:, forked]
+            share = torch.sigmoid(more_sums - here_sums).T.unsqueeze(-1)  # fp32, so the sum is, too
+            torch.add(here * (1 - share), more * share, out=here)
+            torch.logaddexp(here_sums, more_sums, out=here_sums)
         ctx.save_for_backward(query, key, value, out, sums)
-        ctx.spans, ctx.scale = spans, scale
-        return out.flatten(0, 1)
+        ctx.kernel, ctx.parts, ctx.settings = kernel, parts, (scale, window)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, sums = ctx.saved_tensors
-        q, grad = (part.view(len(key), -1, *part.shape[1:]) for part in (query, grad))
-        k, v = (part.unsqueeze(1).expand_as(q) for part in (key, value))
-        grads = torch.zeros_like(q), torch.zeros_like(q), torch.zeros_like(q)
-
-        for own, to, causal in _parts(ctx.spans):
-            made = _attend_cpu_backward(
-                grad[:, :, own],
-                q[:, :, own],
-                k[:, :, to],
-                v[:, :, to],
-                out[:, :, own],
-                sums[:, :, own],
-                0.0,
-                causal,
-                scale=ctx.scale,
+        kernel, parts, (scale, window) = ctx.kernel, ctx.parts, ctx.settings
+        own = (grad, query, key, value, out, sums, parts.own, scale, window)
+        grads: tuple[Tensor, Tensor, Tensor] = kernel.backward(*own)
+        if parts.to_shared is not None:
+            forked, shared = slice(parts.shared, parts.forked), slice(parts.shared)
+            more = kernel.backward(
+                grad[forked],
+                query[forked],
+                key[shared],
+                value[shared],
+                out[forked],
+                sums[:, forked],
+                parts.to_shared,
+                scale,
+                None,
             )
-            for whole, part, at in zip(grads, made, (own, to, to), strict=True):
-                whole[:, :, at] += part
-        return grads[0].flatten(0, 1), grads[1].sum(1), grads[2].sum(1), None, None
-
-
-def _parts(spans: Sequence[Span]) -> Iterator[tuple[slice, slice, bool]]:
-    """Yield which tokens attend to which, and whether causally: own ones, then what they share."""
-    for begin, bounds in spans:
-        for start, end in pairwise((begin, *bounds)):
-            if start < end:
-                yield slice(start, end), slice(start, end), True
-        if begin < bounds[0]:
-            yield slice(bounds[0], bounds[-1]), slice(begin, bounds[0]), False
+            for whole, part, at in zip(grads, more, (forked, shared, shared), strict=True):
+                whole[at] += part
+        return None, *grads, None, None, None
 
 
 def register() -> None:

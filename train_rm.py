@@ -53,7 +53,7 @@ def train(config: dict[str, Any], out_dir: Path, run: "Run | None") -> str:
         trained = start.trained(out_dir / "model", _name(config))
         rewards = followups.readings(trained, start.reward, beside)
         metrics |= followups.follow(follow_ups, rewards, how, config["tracking"], out_dir, run)
-        run.log_metrics(metrics)
+        run.log_table(out_dir, metrics)
         (out_dir / "metrics.json").write_text(
             json.dumps(metrics, indent=1) + "\n", encoding="utf-8"
         )

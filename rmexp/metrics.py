@@ -150,6 +150,19 @@ def won(row: ScoredExample) -> float:
     return wins(row.chosen, row.rejected)
 
 
+def is_coarse(name: str, parts: Collection[str]) -> bool:
+    """Say whether a metric is one of the ten or so that a benchmark is known by.
+
+    They have one level, are the `parts` of the headline, the averages of domains, or best of n. The
+    others are the long tail: in files, in no table of runs.
+
+    >>> [is_coarse(name, ()) for name in ("rmbench/hard", "rmbench/math/average", "toy/math/hard")]
+    [True, True, False]
+    """
+    levels = name.split("/")
+    return len(levels) < 3 or name in parts or levels[-1] == "average" or levels[1] == "best_of"
+
+
 def headline(metrics: Mapping[str, float], name: str) -> str:
     """Write a metric, with n and interval where they are known.
 

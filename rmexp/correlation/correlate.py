@@ -12,6 +12,7 @@ from rmexp.correlation.protocols import ALL, Joined, Pairing, agreement, join
 from rmexp.correlation.report import (
     Contrast,
     Finding,
+    coarse_metrics,
     draw,
     flat_metrics,
     say,
@@ -83,7 +84,8 @@ def run_correlation(
         *write_tables(out_dir, findings, contrasts, between),
         *draw(out_dir, findings, between, scores.tasks, joined.groups, seed),
     )
-    run.log_metrics(metrics)
+    run.log_table(out_dir, metrics)
+    run.log_metrics(coarse_metrics(findings, between))
     run.note(summary)
     show(findings or between)
     print(*map(printable, say(findings or between)), sep="\n")

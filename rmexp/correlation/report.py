@@ -72,6 +72,14 @@ def flat_metrics(
     return metrics
 
 
+def coarse_metrics(findings: Sequence[Finding], between: Sequence[Finding]) -> dict[str, float]:
+    """Return what a table of runs shows: the chosen pair's numbers, else the scores' agreement."""
+    if findings:
+        return flat_metrics(findings[:1], (), ())
+    numbers = flat_metrics((), (), between)
+    return {name: value for name, value in numbers.items() if name.endswith("/spearman")}
+
+
 def summarise(
     scores: Table,
     policies: Table | None,

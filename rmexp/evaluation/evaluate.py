@@ -8,7 +8,7 @@ import numpy as np
 
 from rmexp.benchmarks import Benchmark, open_benchmark
 from rmexp.evaluation.result import Result, flat_metrics, is_style, summarise
-from rmexp.metrics import Mean, plain_name
+from rmexp.metrics import Mean, Metric, WeightedMean, WeightedSum, is_coarse, plain_name
 from rmexp.schema import Dataset
 from rmexp.scoring.score import Reward, Settings
 from rmexp.stats import bestofn
@@ -76,6 +76,7 @@ def measure(reward: Reward, benchmark: Benchmark, data: Dataset, settings: Setti
         curve=tuple(bestofn.points(every)),
         metrics=metrics,
         summary=summarise(reward, benchmark, estimates, metrics, data),
+        coarse=_coarse(measured, estimates, benchmark.headline),
     )
 
 
@@ -90,6 +91,15 @@ def _in_order(every: Sequence[Estimate], headline: str) -> tuple[Estimate, ...]:
         return is_style(estimate), name != headline, name.count("/")
 
     return tuple(sorted((estimate for estimate in every if estimate.at is None), key=place))
+
+
+def _coarse(
+    measured: Sequence[Metric], estimates: Sequence[Estimate], headline: str
+) -> tuple[str, ...]:
+    """Return the reported names of the coarse metrics, in the order in which to read them."""
+    whole = next((metric for metric in measured if metric.name == headline), None)
+    parts = whole.parts if isinstance(whole, WeightedMean | WeightedSum) else ()
+    return tuple(e.name for e in estimates if is_coarse(plain_name(e.name), parts))
 
 
 def _warn_of_bad_rows(rows: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from rmexp.secrets import mask, redact
 from rmexp.signals import Killed
 from rmexp.tables import plain
 from rmexp.tracking.identity import result_key
+from rmexp.tracking.numbers import whole
 from rmexp.tracking.run_folder import write_status
 from rmexp.tracking.runs import Run, tracked_run
 
@@ -113,6 +114,8 @@ def follow(
 ) -> dict[str, float]:
     """Evaluate in child runs of `run`; return each benchmark's headline, with n and interval.
 
+    The run gets the numbers alone.
+
     Results lie in `out_dir/eval/<name>`, the same files as `eval_rm.py` leaves; those of what is
     evaluated beside the model (see `readings`) in folders with a suffix. If there is anything
     beside, `out_dir` gets a table and a figure of all of them, with the gains over the start.
@@ -155,6 +158,7 @@ def follow(
             for metric, value in metrics.items()
             if metric == headline or metric.startswith(f"{headline}/")
         }
+    run.log_metrics(whole(headlines))
     if len(rewards) > 1:
         notes = []
         for wanted in follow_ups:

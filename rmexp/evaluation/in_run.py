@@ -8,8 +8,9 @@ from rmexp.evaluation.evaluate import load, measure
 from rmexp.evaluation.result import Result
 from rmexp.schema import Dataset, fingerprint
 from rmexp.scoring.score import Reward, Settings
+from rmexp.tracking.numbers import as_headline
 from rmexp.tracking.runs import RESULT_KEY, Run
-from rmexp.tracking.tracked import MISSING
+from rmexp.tracking.tracked import HEADLINE_NAME, MISSING
 
 
 def evaluate_in_run(
@@ -31,6 +32,7 @@ def evaluate_in_run(
     _identify(reward, benchmark, data, settings, run, key)
     result = measure(reward, benchmark, data, settings)
     run.keep(*result.write(out_dir))
+    run.log_table(out_dir, result.metrics)
     _log(result, run)
     result.show()
     return result.metrics
@@ -55,5 +57,9 @@ def _identify(
 def _log(result: Result, run: Run) -> None:
     if result.missing:
         run.set_tags({MISSING: ", ".join(result.missing)})
-    run.log_metrics(result.metrics)
+    if result.headline is not None:
+        name = result.headline.name
+        run.set_tags({HEADLINE_NAME: name})
+        run.log_metrics(as_headline(result.metrics, name))
+    run.log_metrics(result.shown)
     run.note(result.summary)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _SHOWN_LEVELS = 3  # a table shows `rmb/bon/helpfulness`, and leaves what is finer to the files
 _COLUMNS = ("metric", "value", "95 % interval", "n")
 _FILE_COLUMNS = ("metric", "value", "low", "high", "n", "missing")
+_COUNTS = ("scoring/", "data/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Result:
 
     `data` names the bad rows and the notes, those of scoring and measuring among them. `estimates`
     are in the order in which to read them, `curve` are the points of best-of-n curves. `metrics`
-    has every number by its name in MLflow; `summary` is the Markdown of the run's page.
+    has every number by its name; `summary` is the Markdown of the run's page. `coarse` names the
+    estimates that tables of runs and models show, see `metrics.is_coarse`.
     """
 
     reward: str
@@ -42,12 +44,33 @@ class Result:
     curve: tuple[bestofn.Point, ...]
     metrics: dict[str, float]
     summary: str
+    coarse: tuple[str, ...]
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Return the parts that the headline lacks."""
-        headline = self.benchmark.headline
-        return next((e.missing for e in self.estimates if plain_name(e.name) == headline), ())
+        return self.headline.missing if self.headline else ()
+
+    @property
+    def headline(self) -> Estimate | None:
+        """Return the benchmark's headline, partial or whole."""
+        name = self.benchmark.headline
+        return next((e for e in self.estimates if plain_name(e.name) == name), None)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Return the coarse numbers of the benchmark: what models are compared by."""
+        return {name: self.metrics[name] for name in self.coarse if not name.startswith(PREFIX)}
+
+    @property
+    def shown(self) -> dict[str, float]:
+        """Return the numbers that a table of runs shows: coarse ones, and counts of the work."""
+        counts = {
+            name: value
+            for name, value in self.metrics.items()
+            if name.startswith(_COUNTS) and name not in self.coarse
+        }
+        return {name: self.metrics[name] for name in self.coarse} | counts
 
     def table(self) -> list[dict[str, object]]:
         """Return a row a metric: metric, value, the interval's low and high, n, what is missing.

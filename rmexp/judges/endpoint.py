@@ -85,6 +85,10 @@ class Endpoint:
         """Return the model's name and what goes into every request; the address may change."""
         return {"endpoint model": self._model, "extra": mask(self._extra)}
 
+    def traits(self) -> dict[str, str]:
+        """Return nothing: an endpoint does not tell."""
+        return {}
+
     def answer(
         self, questions: Sequence[Question], sampling: Sampling, settings: Settings, done: Done
     ) -> None:

@@ -54,6 +54,10 @@ class Engine(Protocol):
         """Return what determines the answers, besides question and sampling."""
         ...
 
+    def traits(self) -> dict[str, str]:
+        """Return what is known of the chat model: size, dtype, template."""
+        ...
+
     def answer(
         self, questions: Sequence[Question], sampling: Sampling, settings: Settings, done: Done
     ) -> None:

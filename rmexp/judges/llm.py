@@ -52,6 +52,10 @@ class ChatJudge:
             "rmexp.prompts": self.prompts.fingerprint(),
         }
 
+    def traits(self) -> dict[str, str]:
+        """Return how it judges, and what is known of the chat model."""
+        return {**self.engine.traits(), "method": "judge", "reader": self.description}
+
     def score(self, data: Dataset, settings: Settings) -> Scoring:
         """Compare, or rate, the responses of every example."""
         return judge_examples(self, data, settings)

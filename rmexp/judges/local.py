@@ -40,6 +40,10 @@ class Local:
             **self.policy.chat.identity(),
         }
 
+    def traits(self) -> dict[str, str]:
+        """Return the chat model's size, dtype and template."""
+        return self.policy.traits()
+
     def answer(
         self, questions: Sequence[Question], sampling: Sampling, settings: Settings, done: Done
     ) -> None:

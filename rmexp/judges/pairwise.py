@@ -44,6 +44,10 @@ class PairwiseJudge:
         """Return the model's digests."""
         return self.reward.fingerprints(cache)
 
+    def traits(self) -> dict[str, str]:
+        """Return the classifier's, read as a judge."""
+        return {**self.reward.traits(), "method": "judge", "reader": self.description}
+
     def check_labels(self) -> None:
         """Raise ConfigError where the template does not leave a label its place."""
         if self.labels is None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -126,6 +127,12 @@ class Checkpoint:
     def weights(self) -> list[Path]:
         """Return the files that the weights are read from; see `weight_files`."""
         return weight_files(self.folder)
+
+    @property
+    def size(self) -> int:
+        """Return the number of parameters in the weights files, without an adapter's."""
+        shapes = (shape for path in self.weights for shape in tensor_shapes(path).values())
+        return sum(math.prod(shape) for shape in shapes)
 
     def rmexp(self) -> RewardSettings | None:
         """Return `rmexp.json`, which training leaves beside the weights, if there is one."""
@@ -306,3 +313,15 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
     for key in _POSITIVE:
         if config.get(key) is not None and config[key] < 1:
             raise ConfigError(f"{where} has {key}: {config[key]}, it must be above 0: {_MEND}")
+
+
+def short_count(number: int) -> str:
+    """Return a number of parameters as people say it.
+
+    >>> short_count(134_515_008), short_count(8_030_261_248), short_count(900)
+    ('135M', '8.03B', '900')
+    """
+    for unit, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{letter}"
+    return str(number)

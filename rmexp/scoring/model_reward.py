@@ -13,6 +13,7 @@ import numpy as np
 
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.models.chat import Chat, Encoded, refuse_unplaced, unplaced
+from rmexp.models.checkpoints import short_count
 from rmexp.schema import Dataset, Example, Message, scored_example
 from rmexp.scoring.columns import Column, Values
 from rmexp.scoring.computing import Request, Work, compute, load
@@ -86,6 +87,17 @@ class ModelReward(ABC):
         if self.chat.dated:
             tags["rmexp.date"] = self.chat.dated
         return tags
+
+    def traits(self) -> dict[str, str]:
+        """Return the method, how it is read, the parameters, the dtype and the template's hash."""
+        column = self.columns[0]
+        return {
+            "method": "scalar" if column.reads == "score" else "implicit",
+            "reader": self.description,
+            "size": short_count(column.checkpoint.size),
+            "dtype": column.dtype,
+            "template": str(self.chat.identity()["template"])[:8],
+        }
 
     def score(self, data: Dataset, settings: Settings) -> Scoring:
         """Give every response of the examples its reward.

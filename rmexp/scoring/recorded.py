@@ -50,6 +50,10 @@ class RecordedReward:
         """Return the file's digest."""
         return {"rmexp.recorded": self.fingerprint()}
 
+    def traits(self) -> dict[str, str]:
+        """Return that somebody else made the rewards."""
+        return {"method": "recorded", "reader": self.description}
+
     def score(self, data: Dataset, settings: Settings) -> Scoring:
         """Look the examples' rewards up; raises as `lookup` does, and for too many of them NaN."""
         scored, ignored = self.lookup(data.examples)

@@ -96,6 +96,13 @@ class Reward(Protocol):
         """Return digests of all that makes the numbers, by the names of the run's tags."""
         ...
 
+    def traits(self) -> dict[str, str]:
+        """Return what tells it from others, for people: method, reader, size, dtype, template.
+
+        The method is scalar, implicit, judge or recorded; what is not known is left out.
+        """
+        ...
+
     def score(self, data: Dataset, settings: Settings) -> Scoring:
         """Give every response of the examples its reward, or every comparison its verdict.
 

@@ -5,14 +5,17 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mlflow.tracking import MlflowClient
 
 from rmexp.errors import ConfigError
+from rmexp.outside import known, read_json
 from rmexp.secrets import redact
 from rmexp.tracking.connection import ERRORS, first_line, impatient, without_bars
 
 _RUNS_A_PAGE = 200
+NUMBERS = "metrics.json"  # every number of a run by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,17 @@ def fetch_files(uri: str, run_id: str, names: Collection[str], folder: Path) -> 
             f"({first_line(error)}): give a finished run of eval_rm.py, or its folder"
         ) from error
     return TrackedRun(run_id, run.info.run_name, run.data.tags, run.data.metrics)
+
+
+def recorded_numbers(uri: str, run_id: str) -> dict[str, float]:
+    """Return all numbers of a run, of which MLflow's own metrics are some.
+
+    Raises ConfigError where its files are not to be had, DataError for what is no number.
+    """
+    with TemporaryDirectory() as folder:
+        fetch_files(uri, run_id, [NUMBERS], Path(folder))
+        found = read_json(Path(folder) / NUMBERS, f"evaluate again what the run {run_id} measured")
+    return known(found, dict.fromkeys(found, float), f"{NUMBERS} of the run {run_id}")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import (
     MLFLOW_GIT_COMMIT,
+    MLFLOW_LOGGED_ARTIFACTS,
     MLFLOW_PARENT_RUN_ID,
     MLFLOW_RUN_NAME,
     MLFLOW_RUN_NOTE,
@@ -31,6 +32,8 @@ from rmexp.metrics import headline
 from rmexp.secrets import mask, redact
 from rmexp.signals import Killed, uninterrupted
 from rmexp.tracking.connection import ERRORS, connect, first_line, lock, reached
+from rmexp.tracking.finished import recorded_numbers
+from rmexp.tracking.numbers import TABLE, write_table
 from rmexp.tracking.run_folder import DIED
 
 log = logging.getLogger(__name__)
@@ -102,6 +105,11 @@ class Run:
         with FileLock(lock(self.uri)):
             self._call(self.client.log_inputs, datasets=[DatasetInput(data)])
 
+    def log_table(self, folder: Path, metrics: Mapping[str, float]) -> None:
+        """Write all numbers as a table into the run's folder, to be kept beside its files."""
+        self.keep(write_table(folder, metrics))
+        self.set_tags({MLFLOW_LOGGED_ARTIFACTS: json.dumps([{"path": TABLE, "type": "table"}])})
+
     def keep(self, *paths: Path) -> None:
         """Note files or folders that the run has written: `log_kept` logs them and no others."""
         self.kept.update(dict.fromkeys(paths))
@@ -151,7 +159,8 @@ class Run:
         query = f"tags.`{RESULT_KEY}` = '{key}' and attributes.status = 'FINISHED'"
         search = self.client.search_runs
         for run in self._try(search, [self.experiment_id], query, max_results=1):
-            raise DoneBefore(run.info.run_id, run.data.metrics, headline(run.data.metrics, name))
+            metrics = recorded_numbers(self.uri, run.info.run_id)
+            raise DoneBefore(run.info.run_id, metrics, headline(metrics, name))
 
     def end(self, run_id: str, status: str) -> None:
         """End this run, or one of its children."""

@@ -7,15 +7,17 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from rmexp.metrics import is_partial
-from rmexp.tracking.finished import TrackedRun, finished_runs
+from rmexp.metrics import is_partial, plain_name
+from rmexp.tracking.finished import TrackedRun, finished_runs, recorded_numbers
+from rmexp.tracking.numbers import HEADLINE, is_part, parts
 
 log = logging.getLogger(__name__)
 
 EVALUATION, POLICY = "eval_rm", "policy"  # what the tag rmexp.command says
 PUBLISHED = "rmexp.published"  # the tag of a run that repeats what somebody else measured
 MISSING = "rmexp.missing"  # the tag that names the parts which a partial headline lacks
-_PARTS = ("n", "low", "high")
+HEADLINE_NAME = "rmexp.headline"  # the tag that names the metric which the run's headline repeats
+_ANYWHERE = "style"  # begins the names of numbers that every benchmark has
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,8 @@ def evaluations(
     """Return the newest finished evaluation of each RM on each benchmark.
 
     RMs of one name with other weights, or read in another way, have that beside their names.
-    `metrics` chooses by name (None: all); runs with none of them are passed over. `query` is a
-    filter of MLflow's. Runs that repeat published numbers count apart from measured ones.
+    `metrics` chooses by name (None: what the runs' table has); runs with none of them are passed
+    over. `query` is a filter of MLflow's. Runs that repeat published numbers count apart.
 
     Raises ConfigError where the experiment or the server is not to be had.
     """
@@ -96,7 +98,7 @@ def every_evaluation(
 ) -> list[Evaluation]:
     """Return all that `evaluations` chooses from, the newest first."""
     runs = finished_runs(uri, experiment, f"tags.rmexp.command = '{EVALUATION}'", query)
-    return [found for run in runs if (found := _evaluation(run, metrics)) is not None]
+    return [found for run in runs if (found := _evaluation(uri, run, metrics)) is not None]
 
 
 def told_apart(found: Iterable[Evaluation], group: str) -> tuple[list[Evaluation], list[str]]:
@@ -133,17 +135,24 @@ def newest(found: Iterable[Evaluation]) -> list[Evaluation]:
     return list(newest.values())
 
 
-def _evaluation(run: TrackedRun, metrics: Collection[str] | None) -> Evaluation | None:
+def _evaluation(uri: str, run: TrackedRun, metrics: Collection[str] | None) -> Evaluation | None:
     """Return a run's metrics with their parts, None for a run without any that was chosen."""
-    names = run.metrics if metrics is None else metrics
+    names = [name for name in run.metrics if name.partition("/")[0] != HEADLINE]
+    names = names if metrics is None else list(metrics)
+    numbers = dict(run.metrics)
+    headline = run.tags.get(HEADLINE_NAME)
+    if headline in numbers:
+        numbers |= {f"{headline}/{part}": n for part, n in parts(numbers, HEADLINE).items()}
+    if metrics is not None and headline and _lacks(numbers, names, headline):
+        numbers |= recorded_numbers(uri, run.run_id)
     measured = {
         name: Measured(
-            run.metrics[name],
-            whole_number(run.metrics.get(f"{name}/n")),
-            *_interval(run.metrics.get(f"{name}/low"), run.metrics.get(f"{name}/high")),
+            numbers[name],
+            whole_number(numbers.get(f"{name}/n")),
+            *_interval(numbers.get(f"{name}/low"), numbers.get(f"{name}/high")),
         )
         for name in names
-        if name in run.metrics and not _is_part(name, run.metrics)
+        if name in numbers and not is_part(name, numbers)
     }
     if not measured:
         return None
@@ -151,15 +160,19 @@ def _evaluation(run: TrackedRun, metrics: Collection[str] | None) -> Evaluation 
     return Evaluation(run.run_id, rm, bench, measured, run.tags, run.tags.get(PUBLISHED) == "true")
 
 
+def _lacks(numbers: Mapping[str, float], names: Collection[str], headline: str) -> bool:
+    """Say whether a run's own files are needed for one of these names: MLflow has it not or no n.
+
+    A whole number and its partial form exclude each other, and other benchmarks' are not there.
+    """
+    own = {headline.partition("/")[0], _ANYWHERE}
+    known = {plain_name(name) for name in numbers if f"{name}/n" in numbers}
+    return any(plain_name(name) not in known for name in names if name.partition("/")[0] in own)
+
+
 def _interval(low: float | None, high: float | None) -> tuple[float | None, float | None]:
     """Return an interval as it was tracked, none for one without width."""
     return (None, None) if low == high else (low, high)
-
-
-def _is_part(name: str, metrics: Mapping[str, float]) -> bool:
-    """Say whether the name is another metric's with /n, /low or /high."""
-    whole, _, part = name.rpartition("/")
-    return part in _PARTS and whole in metrics
 
 
 def whole_number(value: float | None) -> int | None:

@@ -274,4 +274,5 @@ def _leave(
     training_curve(history).savefig(out_dir / "training.png", bbox_inches="tight")
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     run.keep(*(out_dir / name for name in ("model", "training.png", "metrics.json")))
+    run.log_table(out_dir, metrics)
     run.log_metrics(metrics, step)

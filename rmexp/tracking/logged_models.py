@@ -1,0 +1,78 @@
+"""Reward models as MLflow's own models: those with the same weights, read in the same way, are one.
+
+A model that was trained here is the output of its run; any other one is external: it is known by
+its fingerprints, and its weights stay where they are.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mlflow.entities import LoggedModel
+from mlflow.entities.logged_model_status import LoggedModelStatus
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+
+from rmexp.secrets import redact
+
+KIND = "reward model"  # MLflow's type of these models
+_KEY = "rmexp.model_key"
+_NAME_LENGTH = 200
+_NOT_IN_NAMES = re.compile(r"[/:.%\"']+")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What the Models page says of a reward model.
+
+    `traits` are those of the reward, `prints` its fingerprints: models with the same ones are one.
+    """
+
+    name: str
+    traits: Mapping[str, str]
+    prints: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """Return what is equal for equal models, whatever they are called."""
+        text = json.dumps([dict(self.traits), dict(self.prints)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Return the tags: the traits, the fingerprints, and the key to find the model by."""
+        return {**self.traits, **self.prints, "rmexp.model": redact(self.name), _KEY: self.key}
+
+    @property
+    def label(self) -> str:
+        """Return the name as MLflow takes it: of a path, the last part.
+
+        >>> Card("/models/Skywork-Llama-3.1", {}, {}).label
+        'Skywork-Llama-3_1'
+        """
+        name = redact(self.name).rstrip("/").rpartition("/")[2] or "model"
+        return _NOT_IN_NAMES.sub("_", name)[:_NAME_LENGTH]
+
+
+def find(client: MlflowClient, experiment_id: str, card: Card) -> LoggedModel | None:
+    """Return the experiment's model with these traits and fingerprints, the newest of several."""
+    found = client.search_logged_models(
+        [experiment_id],
+        filter_string=f"tags.`{_KEY}` = '{card.key}'",
+        order_by=[{"field_name": "creation_time", "ascending": False}],
+        max_results=1,
+    )
+    return found[0] if found else None
+
+
+def add_external(client: MlflowClient, experiment_id: str, card: Card) -> LoggedModel:
+    """Add a model whose weights lie elsewhere."""
+    model = client.create_logged_model(
+        experiment_id,
+        name=card.label,
+        tags={**card.tags, MLFLOW_MODEL_IS_EXTERNAL: "true"},
+        model_type=KIND,
+    )
+    return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)

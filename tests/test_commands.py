@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 import yaml
@@ -153,8 +154,8 @@ def good(command_in: Callable[[Path], Command], tmp_path_factory: pytest.TempPat
 def test_the_files(good):
     assert {path.name for path in good.folder.iterdir()} == {
         "bad_rows.txt", "config.yaml", "eval_rm.log", "first_example.txt", "metrics.csv",
-        "metrics.json", "run.json", "scores.jsonl", "style_bias.png", "style_matrix.png",
-        "summary.md",
+        "metrics.json", "metrics_table.json", "run.json", "scores.jsonl", "style_bias.png",
+        "style_matrix.png", "summary.md",
     } - {"bad_rows.txt"}  # fmt: skip
     assert set(good.status) >= {"run_id", "experiment_id", "status"}
     assert good.status["status"] == "FINISHED"
@@ -230,12 +231,38 @@ def test_the_metrics_are_those_of_the_scores(good):
     assert good.metrics["toy/overall"] == pytest.approx(np.mean(averages))
 
 
-def test_mlflow_has_the_same_numbers(good):
+def test_mlflow_has_the_headline_numbers(good):
     run = good.run()
     assert run.info.status == "FINISHED"
     assert run.info.experiment_id == good.status["experiment_id"]
-    assert run.data.metrics == good.metrics
-    assert len(good.metrics) > 250
+    found = run.data.metrics
+    own = {name: found.pop(name) for name in list(found) if name.startswith("headline")}
+    assert own == {"headline": good.metrics["toy/overall"], "headline/n": 8}  # too few for ends
+    assert run.data.tags["rmexp.headline"] == "toy/overall"
+    assert found == {name: good.metrics[name] for name in found}
+    domains = ("reading", "math", "code", "lists", "plain", "subtle")
+    toy = {f"toy/{name}" for name in ("easy", "normal", "hard", "overall")}
+    assert {name for name in found if name.startswith("toy/")} == toy | {
+        f"toy/{domain}/average" for domain in domains
+    }
+    assert not any(name.endswith(("/n", "/low", "/high")) for name in found)
+    assert {"scoring/responses", "data/examples", "style/length_correlation"} <= set(found)
+    assert len(found) < 40 < 250 < len(good.metrics)
+
+
+def test_mlflow_has_all_numbers_as_a_table(good, monkeypatch):
+    columns = ["metric", "value", "low", "high", "n", "p"]
+    run = good.run()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", good.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", run.info.experiment_id)
+    table = mlflow.load_table("metrics_table.json", [run.info.run_id], ["run_id"])
+    assert list(table) == [*columns, "run_id"]
+    found = {}
+    for row in table.to_dict("records"):
+        found[row["metric"]] = row["value"]
+        parts = {f"{row['metric']}/{part}": row[part] for part in columns[2:]}
+        found |= {name: value for name, value in parts.items() if value == value}
+    assert found == pytest.approx(good.metrics)
 
 
 def test_mlflow_has_every_setting(good):

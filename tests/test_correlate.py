@@ -155,12 +155,16 @@ def test_benchmarks_agree_as_pandas_says(command):
 
 def test_the_files_and_the_run(good):
     assert {path.name for path in good.folder.iterdir()} == {
-        "config.yaml", "correlate.log", "correlations.csv", "metrics.json", "points.csv",
-        "ranks.png", "run.json", "scatter.png", "scatter_best_of_16.png", "summary.md",
+        "config.yaml", "correlate.log", "correlations.csv", "metrics.json",
+        "metrics_table.json", "points.csv", "ranks.png", "run.json", "scatter.png",
+        "scatter_best_of_16.png", "summary.md",
     }  # fmt: skip
     run = good.run()
     assert run.info.status == "FINISHED"
-    assert run.data.metrics == good.metrics
+    ends = dict.fromkeys(("pearson", "spearman", "kendall"), ("", "/low", "/high", "/p"))
+    names = {f"correlation/{name}{end}" for name in ends for end in ends[name]}
+    names |= {f"correlation/pearson/leave_one_out/{end}" for end in ("low", "high")}
+    assert run.data.metrics == {name: good.metrics[name] for name in names | {"correlation/n"}}
     assert run.info.run_name == "correlate rewardbench2_ppo_bon with rewardbench2_ppo_bon"
     assert run.data.tags["rmexp.command"] == "correlate"
     assert run.data.tags["mlflow.note.content"] == (good.folder / "summary.md").read_text()

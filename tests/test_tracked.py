@@ -1,3 +1,4 @@
+import json
 import time
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from rmexp.correlation.published_runs import log_published
 from rmexp.correlation.tables import Score, Table
 from rmexp.correlation.tracked import log_policy, tracked_policies, tracked_scores
 from rmexp.errors import ConfigError
+from rmexp.tracking import finished
 from rmexp.tracking.finished import finished_runs
+from rmexp.tracking.numbers import as_headline
 from rmexp.tracking.runs import MlflowClient, tracked_run
 from rmexp.tracking.tracked import Measured, evaluations
 
@@ -120,6 +123,32 @@ def test_scores_on_different_examples_are_refused_or_asked_for(uri):
     evaluated(uri, "A", "rmbench", {name: 0.1, f"{name}/n": 2980}, **{"rmexp.data": "bbbbbbbbbb"})
     with pytest.raises(ConfigError, match=r"A \(n 2,980, data bbbbbbbb\)"):
         scores(uri, name)
+
+
+def test_what_a_runs_table_lacks_is_read_from_its_files(uri, tmp_path, monkeypatch):
+    """The headline's n and interval are in the table, all others in metrics.json."""
+    numbers = {f"toy/{name}{end}": value for name in ("overall", "easy", "math/easy")
+               for end, value in (("", 0.5), ("/n", 8), ("/low", 0.4), ("/high", 0.6))}  # fmt: skip
+    (tmp_path / "metrics.json").write_text(json.dumps(numbers))
+    tags = {"rmexp.command": "eval_rm", "rmexp.model": "A", "rmexp.bench": "toy"}
+    with tracked_run(uri, "e", "A on toy", tags | {"rmexp.headline": "toy/overall"}) as run:
+        run.log_metrics(
+            {"toy/overall": 0.5, "toy/easy": 0.5, **as_headline(numbers, "toy/overall")}
+        )
+        run.log_file(tmp_path / "metrics.json")
+    fetched = []
+    fetch = finished.fetch_files
+    monkeypatch.setattr(finished, "fetch_files", lambda *a: fetched.append(a[1]) or fetch(*a))
+    measured = Measured(0.5, 8, 0.4, 0.6)
+    (found,) = evaluations(uri, "e", ["toy/overall", "toy/overall/partial", "rmb/overall"])
+    assert found.metrics == {"toy/overall": measured}
+    assert not fetched
+    for name in ("toy/easy", "toy/math/easy"):
+        (found,) = evaluations(uri, "e", [name])
+        assert found.metrics == {name: measured}
+        assert fetched.pop() == run.run_id
+    (found,) = evaluations(uri, "e")
+    assert found.metrics == {"toy/overall": measured, "toy/easy": Measured(0.5)}
 
 
 def test_a_partial_score_is_never_joined_with_a_whole_one(uri):

@@ -92,7 +92,7 @@ class ModelReward(ABC):
         """Return the method, how it is read, the parameters, the dtype and the template's hash."""
         column = self.columns[0]
         return {
-            "method": "scalar" if column.reads == "score" else "implicit",
+            "method": "scalar" if column.quantity == "score" else "implicit",
             "reader": self.description,
             "size": short_count(column.checkpoint.size),
             "dtype": column.dtype,

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+_MARK = re.compile(r"^[ \t]*(?:#{1,6} |[-*+] |\d+[.)] |\||```)|\*\*[^*\n]+\*\*", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,8 @@ class ScoredExample:
     """An example's rewards, in the order of its responses; a reward that is not finite is NaN.
 
     `prompt` identifies the prompt: examples that share it are resampled together. `recorded` is the
-    example's own, and `lengths` are its responses' numbers of characters.
+    example's own, `lengths` are its responses' numbers of characters, and `marks` their numbers of
+    Markdown's headings, items, rows of tables, fences and bold words.
 
     A judge that compared the responses leaves `verdicts`, `(chosen, rejected)`: the share of the
     point, 0 to 1, that each chosen response wins against each rejected one. The rewards are then
@@ -65,6 +69,7 @@ class ScoredExample:
     recorded: tuple[float, ...] = ()
     lengths: tuple[int, ...] = ()
     verdicts: tuple[tuple[float, ...], ...] | None = None
+    marks: tuple[int, ...] = ()
 
 
 def scored_example(
@@ -83,6 +88,7 @@ def scored_example(
         example.recorded,
         tuple(map(len, example.responses)),
         verdicts,
+        tuple(len(_MARK.findall(response)) for response in example.responses),
     )
 
 

@@ -40,11 +40,13 @@ def show(
     title: str | None = None,
     right: Collection[str] = (),
     line_before: int | None = None,
+    thin: Collection[int] = (),
     frame: box.Box = box.HEAVY_HEAD,
 ) -> None:
     """Print a table. A number is never cut; where there is no room, long names are folded.
 
-    `right` are the columns of numbers; `line_before` is a row that a line sets apart.
+    `right` are the columns of numbers; `line_before` is a row that a line sets apart, and `thin`
+    are rows that stand back.
     """
     lines = [[printable(cell) for cell in row] for row in rows]
     table = Table(title=None if title is None else Text(printable(title)), box=frame)
@@ -56,7 +58,8 @@ def show(
         side: Literal["left", "right"] = "right" if numbers else "left"
         table.add_column(Text(column), justify=side, no_wrap=numbers, overflow="fold")
     for at, line in enumerate(lines):
-        table.add_row(*map(Text, line), end_section=at + 1 == line_before)
+        style = "dim" if at in thin else None
+        table.add_row(*map(Text, line), end_section=at + 1 == line_before, style=style)
     console = Console()
     console.width = max(console.width, width)
     console.print(table)

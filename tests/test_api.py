@@ -60,6 +60,7 @@ def test_a_benchmark_by_its_name_and_a_result_that_is_written(
     result = rmexp.evaluate(reward, "toy", rmexp.Settings(tmp_path / "store"))
     assert result.metrics["data/examples"] == 4
     names = ["scores.jsonl", "metrics.csv", "metrics.json", "summary.md", "first_example.txt"]
+    names.append("calibration.csv")
     assert [path.name for path in result.write(tmp_path)] == names
 
 

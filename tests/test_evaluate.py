@@ -117,7 +117,9 @@ def test_style_comes_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     style = ["length_correlation", "accuracy_rejected_longer", "accuracy_rejected_shorter"]
     assert names == [
         "preference/accuracy",
+        *(f"preference/null/{null}" for null in ("longer", "shorter", "random", "markdown")),
         "preference/subset/k_l",
+        *(f"calibration/{name}" for name in ("brier", "log_loss", "ece")),
         *(f"style/{name}" for name in style),
     ]
     shown = capsys.readouterr().out

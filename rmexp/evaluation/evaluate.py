@@ -7,13 +7,16 @@ from dataclasses import replace
 import numpy as np
 
 from rmexp.benchmarks import Benchmark, open_benchmark
+from rmexp.evaluation.quality import quality_estimates, quality_metrics
 from rmexp.evaluation.result import Result, flat_metrics, is_style, summarise
 from rmexp.metrics import Mean, Metric, WeightedMean, WeightedSum, is_coarse, plain_name
 from rmexp.schema import Dataset
 from rmexp.scoring.score import Reward, Settings
 from rmexp.stats import bestofn
+from rmexp.stats.calibration import PREFIX as CALIBRATION
 from rmexp.stats.intervals import Estimate, intervals
 from rmexp.stats.lengths import length_metrics
+from rmexp.stats.nulls import is_null, is_part
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +50,24 @@ def measure(reward: Reward, benchmark: Benchmark, data: Dataset, settings: Setti
     log.info("%s is read as: %s", reward.name, reward.description)
     scoring = reward.score(data, settings)
     _warn_of_bad_rows(scoring.bad_rows)
+    own = benchmark.metrics(scoring.scored)
+
+    def generator() -> np.random.Generator:
+        return np.random.default_rng(settings.seed)
+
     measured = [
-        *benchmark.metrics(scoring.scored),
+        *own,
         *length_metrics(scoring.scored),
         *scoring.metrics,
+        *quality_metrics(benchmark, scoring.scored, generator()),
     ]
-    every = intervals(measured, scoring.scored, np.random.default_rng(settings.seed))
-    estimates = _in_order(every, benchmark.headline)
+    every = intervals(measured, scoring.scored, generator())
+    every = [estimate for estimate in every if not is_part(estimate.name)]
+    quality, said = quality_estimates(benchmark, own, every, scoring.scored, generator)
+    estimates = _in_order([*every, *quality], benchmark.headline)
     _warn_of_partial(estimates)
     undefined = {m.name: m.undefined for m in measured if isinstance(m, Mean) and m.undefined}
-    notes = [_undefined_note(name, ids) for name, ids in undefined.items()]
+    notes = [*said, *(_undefined_note(name, ids) for name, ids in undefined.items())]
     for note in notes:
         log.warning("%s", note)
     data = replace(
@@ -81,14 +92,15 @@ def measure(reward: Reward, benchmark: Benchmark, data: Dataset, settings: Setti
 
 
 def _in_order(every: Sequence[Estimate], headline: str) -> tuple[Estimate, ...]:
-    """Return the estimates to read: the headline, from coarse to fine, and style at the end.
+    """Return the estimates to read: the headline, the same without a model, from coarse to fine.
 
-    Points of curves are left out.
+    Calibration and style are at the end. Points of curves are left out.
     """
 
-    def place(estimate: Estimate) -> tuple[bool, bool, int]:
+    def place(estimate: Estimate) -> tuple[bool, bool, bool, bool, int]:
         name = plain_name(estimate.name)
-        return is_style(estimate), name != headline, name.count("/")
+        last = is_style(estimate), not name.startswith(CALIBRATION)
+        return *last, name != headline, not is_null(name), name.count("/")
 
     return tuple(sorted((estimate for estimate in every if estimate.at is None), key=place))
 

@@ -11,10 +11,11 @@ from rmexp.benchmarks import Benchmark
 from rmexp.metrics import metric_name, plain_name
 from rmexp.schema import Dataset, ScoredExample
 from rmexp.scoring.score import Reward, Scoring
-from rmexp.stats import bestofn
-from rmexp.stats.bounds import interval_text
+from rmexp.stats import bestofn, calibration
+from rmexp.stats.bounds import LEAST_UNITS, interval_text
 from rmexp.stats.intervals import Estimate
 from rmexp.stats.lengths import PREFIX
+from rmexp.stats.nulls import is_null
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,17 +87,26 @@ class Result:
         shown = _shown(self.estimates)
         styles = [at for at, estimate in enumerate(shown) if is_style(estimate)]
         line = min(styles, default=None)
-        tables.show(_COLUMNS, map(_row, shown), title, right=_COLUMNS[1:], line_before=line)
+        thin = [at for at, estimate in enumerate(shown) if is_null(estimate.name)]
+        rows = map(_row, shown)
+        tables.show(_COLUMNS, rows, title, right=_COLUMNS[1:], line_before=line, thin=thin)
 
     def figures(self) -> "dict[str, Figure]":
         """Draw the benchmark's figures and the curves, by file name."""
         estimates = {plain_name(e.name): e for e in self.estimates}
         drawn = self.benchmark.figures(estimates, self.scoring.scored)
-        if self.curve:
-            from rmexp.stats import figures
+        from rmexp.stats import figures
 
+        if self.curve:
             drawn |= figures.curves({self.reward: self.curve})
+        if len(self.scoring.scored) >= LEAST_UNITS and self.bins:
+            drawn["reliability.png"] = figures.reliability(self.bins)
         return drawn
+
+    @property
+    def bins(self) -> tuple[calibration.Bin, ...]:
+        """Return how often the reward model is right, by how confident it is."""
+        return calibration.reliability(self.scoring.scored)
 
     def write(self, folder: Path) -> list[Path]:
         """Write what a run leaves into a folder that is there, and return the files."""
@@ -117,6 +127,8 @@ class Result:
                 written.append(folder / name)
         if self.curve:
             written.append(bestofn.write(folder / bestofn.FILE, self.curve))
+        if self.bins:
+            written.append(calibration.write(folder / calibration.FILE, self.bins))
         for name, figure in self.figures().items():
             figure.savefig(folder / name, bbox_inches="tight")
             written.append(folder / name)
@@ -213,8 +225,8 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> Path:
 
 
 def is_style(estimate: Estimate) -> bool:
-    """Say whether an estimate is about length and the like, which tables show at their end."""
-    return estimate.name.startswith(PREFIX)
+    """Say whether an estimate is about calibration or length, which tables show at their end."""
+    return estimate.name.startswith((PREFIX, calibration.PREFIX))
 
 
 def _shown(estimates: Sequence[Estimate]) -> list[Estimate]:

@@ -5,6 +5,7 @@ Clopper and Pearson (1934), and any other number none. Where nothing varies a bo
 width, and a bound that needs no variation takes its place.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ LEAST_UNITS = 10  # from which a bootstrap is believed
 TOO_FEW = "too few"  # what tables and figures say where there is no interval
 
 _TAIL = 0.025
+_Z = 1.959964  # the normal distribution's quantile of 1 - _TAIL
 _ALMOST = 1e-9  # of a number: what is nearer is rounding
 
 Array = NDArray[np.float64]
@@ -84,6 +86,18 @@ def clopper_pearson(right: int, n: int) -> tuple[float, float]:
     low = float(betaincinv(right, n - right + 1, _TAIL)) if right else 0.0
     high = float(betaincinv(right + 1, n - right, 1 - _TAIL)) if right < n else 1.0
     return low, high
+
+
+def wilson(right: float, n: float) -> tuple[float, float]:
+    """Return Wilson's (1927) 95 % interval of a share; of weighted ones `right` may be no whole.
+
+    >>> [round(end, 4) for end in wilson(9, 10)]
+    [0.5958, 0.9821]
+    """
+    share, z = right / n, _Z**2 / n
+    centre = (share + z / 2) / (1 + z)
+    half = _Z / (1 + z) * math.sqrt((share * (1 - share) + z / 4) / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _share_interval(by_prompt: Contributions) -> Interval:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rmexp.stats.bestofn import HIGHEST, Point, shown
 from rmexp.stats.bounds import TOO_FEW
+from rmexp.stats.calibration import Bin
 from rmexp.stats.intervals import Estimate
 
 matplotlib.rcParams["text.parse_math"] = False  # a name with two $ is no formula
@@ -125,6 +126,36 @@ def bars(estimates: Sequence[Estimate], title: str) -> Figure:
     axis.set_title(title, fontsize=10)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+    return figure
+
+
+def reliability(bins: Sequence[Bin]) -> Figure:
+    """Draw how often a reward model is right against how confident it is, and how many are so.
+
+    On the diagonal it is as often right as it says; below it, it is too sure.
+    """
+    figure = Figure(figsize=(4.6, 5.4), dpi=150, layout="constrained")
+    axis, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    axis.plot([0.5, 1], [0.5, 1], "--", color="0.5", lw=1.2, label="as often right as confident")
+    for one in bins:
+        ends = [one.accuracy_low, one.accuracy_high]
+        axis.plot([one.confidence, one.confidence], ends, color="black", lw=1)
+    confidence, accuracy = [one.confidence for one in bins], [one.accuracy for one in bins]
+    axis.plot(confidence, accuracy, "o-", color=BLUE, ms=5, lw=1.2, label="reward model")
+    axis.set_ylim(0, 1)
+    axis.set_ylabel("share that is right, with its 95 % interval", fontsize=9)
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    width = 0.9 * (bins[0].high - bins[0].low)
+    below.bar(
+        [(one.low + one.high) / 2 for one in bins], [one.n for one in bins], width, color=BLUE
+    )
+    below.set_ylabel("examples", fontsize=9)
+    below.set_xlabel("confidence, sigmoid(|margin|)", fontsize=9)
+    below.set_xlim(0.49, 1.01)
+    for each in (axis, below):
+        each.tick_params(labelsize=8)
+        for side in ("top", "right"):
+            each.spines[side].set_visible(False)
     return figure
 
 

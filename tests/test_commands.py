@@ -153,9 +153,9 @@ def good(command_in: Callable[[Path], Command], tmp_path_factory: pytest.TempPat
 
 def test_the_files(good):
     assert {path.name for path in good.folder.iterdir()} == {
-        "bad_rows.txt", "config.yaml", "eval_rm.log", "first_example.txt", "metrics.csv",
-        "metrics.json", "metrics_table.json", "run.json", "scores.jsonl", "style_bias.png",
-        "style_matrix.png", "summary.md",
+        "bad_rows.txt", "calibration.csv", "config.yaml", "eval_rm.log", "first_example.txt",
+        "metrics.csv", "metrics.json", "metrics_table.json", "run.json", "scores.jsonl",
+        "style_bias.png", "style_matrix.png", "summary.md",
     } - {"bad_rows.txt"}  # fmt: skip
     assert set(good.status) >= {"run_id", "experiment_id", "status"}
     assert good.status["status"] == "FINISHED"

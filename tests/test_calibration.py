@@ -74,7 +74,7 @@ def test_the_error_by_hand():
     assert found["calibration/ece"].low <= found["calibration/ece"].value
     # Each fifth of the prompts has 3/4 right, so that any other four fit it as well.
     best = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert means(scored)["calibration/log_loss_scaled"] == pytest.approx(best, abs=0.01)
+    assert means(scored)["calibration/scaled/log_loss"] == pytest.approx(best, abs=0.01)
 
 
 def test_where_no_temperature_fits():
@@ -82,7 +82,7 @@ def test_where_no_temperature_fits():
     below = [pair(str(i), -1.0 if i else 0.5) for i in range(12)]
     for scored in (above, below):
         assert set(estimates(scored)) == {"calibration/ece"}
-        assert "calibration/log_loss_scaled" not in means(scored)
+        assert "calibration/scaled/log_loss" not in means(scored)
 
 
 def test_noise_is_taken_off_the_error():

@@ -97,7 +97,7 @@ def calibration_metrics(scored: Sequence[ScoredExample]) -> list[Mean]:
 
     - `calibration/brier`: the mean of (1 - P)^2. A coin has 0.25.
     - `calibration/log_loss`: the mean of -log P, in nats. A coin has 0.693.
-    - `calibration/log_loss_scaled`: the same of sigmoid(margin / temperature), each fifth of the
+    - `calibration/scaled/log_loss`: the same of sigmoid(margin / temperature), each fifth of the
       prompts with the temperature that fits the others; there is none where one of them has none.
     """
     of, undefined = margins(scored)
@@ -110,7 +110,7 @@ def calibration_metrics(scored: Sequence[ScoredExample]) -> list[Mean]:
         if (fit := _fit(of, ~held)) is not None:
             scaled[held] = np.logaddexp(0.0, -of.values[held] * fit[0])
     if not np.isnan(scaled).any():
-        losses["log_loss_scaled"] = scaled
+        losses["scaled/log_loss"] = scaled
     rows = np.unique(of.rows)
     return [
         Mean(

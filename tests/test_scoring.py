@@ -136,7 +136,7 @@ def test_non_finite_rewards_fail_the_run_above_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(column: Column, pad: int | None) -> object:
-        return Forward(lambda batch, forks: [math.nan for _ in batch])
+        return Forward(lambda batch, forks: torch.full((len(batch),), math.nan))
 
     monkeypatch.setattr(Column, "load", load)
     reward = open_reward(path=str(tiny_scalar(tmp_path / "model")))
@@ -160,7 +160,7 @@ def test_a_large_difference_in_the_self_check_is_logged(
     """A forward that depends on its batch is what the check is there to find."""
 
     def load(column: Column, pad: int | None) -> object:
-        return Forward(lambda batch, forks: [float(len(batch)) for _ in batch])
+        return Forward(lambda batch, forks: torch.full((len(batch),), float(len(batch))))
 
     monkeypatch.setattr(Column, "load", load)
     reward = open_reward(path=str(tiny_scalar(tmp_path / "model")))
@@ -175,14 +175,14 @@ def test_out_of_memory_halves_the_budget_and_goes_on(
     """A device that holds 100 tokens: what is left is planned anew, and each is scored once."""
     scored: list[tuple[int, ...]] = []
 
-    def read(batch: Sequence[Encoded], forks: object) -> list[float]:
+    def start(batch: Sequence[Encoded], forks: object) -> torch.Tensor:
         assert forks is None
         if len(batch) * max(len(row.ids) for row in batch) > 100:
             raise torch.OutOfMemoryError
         scored.extend(row.ids for row in batch)
-        return [float(len(row.ids)) for row in batch]
+        return torch.tensor([float(len(row.ids)) for row in batch])
 
-    monkeypatch.setattr(Column, "load", lambda column, pad: Forward(read, budget=300))
+    monkeypatch.setattr(Column, "load", lambda column, pad: Forward(start, budget=300))
     reward = open_reward(path=str(tiny_scalar(tmp_path / "model")))
     examples = [example(str(n), f"{n}?" * (n + 1), ["yes"], ["no"]) for n in range(6)]
     found = score(reward, examples, Settings(tmp_path / "store"))
@@ -197,10 +197,10 @@ def test_out_of_memory_halves_the_budget_and_goes_on(
 def test_a_response_that_no_memory_holds_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(batch: object, forks: object) -> list[float]:
+    def start(batch: object, forks: object) -> torch.Tensor:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(Column, "load", lambda column, pad: Forward(read))
+    monkeypatch.setattr(Column, "load", lambda column, pad: Forward(start))
     reward = open_reward(path=str(tiny_scalar(tmp_path / "model")))
     with pytest.raises(ScoreError, match=r"a response of \d+ tokens: give a smaller model.max_len"):
         score(reward, PAIRS, Settings(tmp_path / "store"))

@@ -154,8 +154,9 @@ class AdaptedModel(nn.Module):
         gate = None
         if self.head.gate_tokens is not None:
             gate = read(rows, self._gate_positions(ids, lengths)).float()
-        with torch.autocast(ids.device.type, enabled=False):
-            rewards: Tensor = self.head(read(rows, lengths - 1).float(), gate)
+        last = read(rows, lengths - 1).float()
+        with torch.autocast(last.device.type, enabled=False):
+            rewards: Tensor = self.head(last, gate)
         return rewards
 
     def _gate_positions(self, ids: Tensor, lengths: Tensor) -> Tensor:

@@ -19,9 +19,10 @@ from rmexp.errors import ConfigError
 from rmexp.models.adapters import find_adapter
 from rmexp.models.backbone import Model, check_causal, hidden_states, probe
 from rmexp.models.checkpoints import ADAPTER_CONFIG, Checkpoint
-from rmexp.models.forward import fp32_weight, is_decoder, token_logits
+from rmexp.models.forward import is_decoder
 from rmexp.models.lora import add_adapter
 from rmexp.models.model_files import ADAPTER_WEIGHTS
+from rmexp.models.output import output_weight, token_logits
 
 # What the library raises for a folder's content that it cannot use.
 LIBRARY_ERRORS = (
@@ -110,7 +111,7 @@ def load_policy(
     with torch.inference_mode():
         expected = model(input_ids=ids, use_cache=False).logits[0].float()
         hidden = hidden_states(model, ids, positions[-1:] + 1)(rows, positions)
-        found = token_logits(model, hidden, fp32_weight(model))
+        found = token_logits(model, hidden, output_weight(model))
     if (found - expected).abs().max() > 0.05 * expected.abs().max():
         raise ConfigError(
             f"{type(model).__name__} changes its logits in a way that rmexp does not know: its "

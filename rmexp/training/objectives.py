@@ -115,7 +115,7 @@ class DPO:
 
     def rewards(self, model: Model, batch: PairBatch) -> Tensor:
         """Return beta * (log pi - log pi_ref), in nats: `(2 * pairs,)`."""
-        weight = model.get_output_embeddings().weight.float()
+        weight = model.get_output_embeddings().weight
         logps = response_logps(
             model, batch.ids, batch.lengths, batch.starts, batch.ends, weight, batch.forks
         )

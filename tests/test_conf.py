@@ -50,7 +50,7 @@ def test_every_file_is_a_case():
     assert len([group for group, _ in CASES if group == "model"]) == 57
     assert len([group for group, _ in CASES if group == "bench"]) >= 5
     assert len([group for group, _ in CASES if group == "scores"]) == 9
-    assert len([group for group, _ in CASES if group == "policy"]) == 7
+    assert len([group for group, _ in CASES if group == "policy"]) == 8
     assert set(MANDATORY) <= set(CASES)
 
 

@@ -117,6 +117,39 @@ def test_the_golden_values(good):
     assert {name: good.metrics[name] for name in golden} == pytest.approx(golden, abs=5e-4)
 
 
+def test_seven_benchmarks_against_votes_on_six_policies(command):
+    """By hand from the two tables: -0.84 is one of seven, and nothing can be told apart."""
+    done = command("scores=skywork_v2_seven_benchmarks", "policy=ppe_arena")
+    assert done.code == 0, done.err
+    rows = pd.read_csv(done.folder / "correlations.csv")
+    rows = rows[rows["coefficient"] == "pearson"].set_index("score")
+    expected = {
+        "rewardbench/overall": -0.8415,
+        "rewardbench2/overall": -0.5105,
+        "ppe/preference": -0.1110,
+        "ppe/correctness": 0.1417,
+        "rmb/overall": -0.4446,
+        "rmbench/overall": -0.1033,
+        "judgebench": -0.6192,
+    }
+    assert rows["value"].to_dict() == pytest.approx(expected, abs=5e-5)
+    assert set(rows["n"]) == {6}
+    first = rows.loc["rewardbench/overall"]
+    assert first["p"] == pytest.approx(0.0472, abs=5e-5)  # of all 720 orders
+    assert first["p_max"] == pytest.approx(0.3028, abs=5e-5)
+    assert rows.loc["judgebench", "p_max"] == pytest.approx(0.7639, abs=5e-5)
+    assert first["p_holm"] == pytest.approx(7 * first["p"])
+    assert (first["z_low"], first["z_high"]) == pytest.approx((-0.982, -0.095), abs=5e-4)
+    assert done.metrics["correlation/pearson/p_max"] == first["p_max"]
+    assert done.metrics["correlation/pearson/z/low"] == first["z_low"]
+    assert "correlation/pearson/p_max" not in done.run().data.metrics
+    for text in (done.out, (done.folder / "summary.md").read_text()):
+        assert "-0.84 (-0.98 to -0.09)" in text
+        assert "a correlation of 0.92 or more would be found in 80 %" in text
+        assert "Of 7 scores against a policy none can be told apart from chance" in text
+    assert "from a second-hand transcription" in (done.folder / "summary.md").read_text()
+
+
 def test_the_published_figures_follow_from_one_another():
     """Overall is the mean of its parts, to the rounding, in the rows that are not flagged."""
     rb2 = pd.read_csv(PUBLISHED / "rewardbench2_leaderboard.csv")

@@ -58,7 +58,8 @@ def test_a_scatter_shows_the_line_its_band_and_the_leave_one_out_range():
 def test_a_scatter_of_fewer_than_ten_rms_has_no_band():
     figure = drawn(points([f"RM {number}" for number in range(9)]))
     assert legend(figure)[0] == "least squares"
-    assert "(too few, p " in figure.axes[0].get_title(loc="left")
+    assert "Pearson" in (title := figure.axes[0].get_title(loc="left"))
+    assert " to " in title.partition(", p ")[0]  # Fisher's z needs no resampling
 
 
 def test_names_that_do_not_fit_become_numbers_with_a_key(tmp_path):

@@ -3,11 +3,12 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from rmexp.correlation.correlations import correlate, difference, refusal
+from rmexp.correlation.correlations import correlate, difference, max_t, refusal
 from rmexp.correlation.protocols import ALL, Joined, Pairing, agreement, join
 from rmexp.correlation.report import (
     Contrast,
@@ -23,6 +24,7 @@ from rmexp.correlation.report import (
 from rmexp.correlation.tables import Table
 from rmexp.errors import DataError
 from rmexp.stats.coefficients import Points
+from rmexp.stats.signflips import holm
 from rmexp.tables import printable
 from rmexp.tracking.runs import RESULT_KEY, Run
 
@@ -59,7 +61,7 @@ def run_correlation(
     joined = Joined((), (), {}) if policies is None else join(protocol, scores, policies)
     for line in joined.missing:
         log.warning("%s", line)
-    findings = _findings(joined.pairs, seed)
+    findings = _with_max_t(_findings(joined.pairs, seed), seed)
     contrasts = _contrasts(joined.pairs, seed)
     between = _findings(agreement(scores), seed)
     if not findings and not between:
@@ -100,7 +102,25 @@ def _findings(pairs: Iterable[Pairing], seed: int) -> list[Finding]:
         rng = np.random.default_rng(seed)
         correlations = None if reason else correlate(pair.points, rng)
         findings.append(Finding(pair, correlations, reason))
-    return findings
+    corrected = holm([each.correlations and each.correlations.pearson.p for each in findings])
+    return [replace(each, p_holm=p) for each, p in zip(findings, corrected, strict=True)]
+
+
+def _with_max_t(findings: Sequence[Finding], seed: int) -> list[Finding]:
+    """Correct the p of several scores, over all RMs, against the same policy for their number."""
+    found = list(findings)
+    for policy in dict.fromkeys(each.pair.policy for each in findings):
+        rows = [
+            at
+            for at, each in enumerate(findings)
+            if each.pair.policy == policy and each.pair.group == ALL and each.correlations
+            if each.pair.points.x.shape[1] == 1
+        ]
+        if len(rows) > 1:
+            points = [findings[at].pair.points for at in rows]
+            for at, p in zip(rows, max_t(points, np.random.default_rng(seed)), strict=True):
+                found[at] = replace(found[at], p_max=p)
+    return found
 
 
 def _contrasts(pairs: Sequence[Pairing], seed: int) -> list[Contrast]:

@@ -6,14 +6,14 @@ are permuted, resampled and left out together.
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmexp.errors import DataError
-from rmexp.stats.bounds import LEAST_UNITS, TOO_FEW
+from rmexp.stats.bounds import LEAST_UNITS, TOO_FEW, Interval
 from rmexp.stats.coefficients import (
     COEFFICIENTS,
     LEAST_POINTS,
@@ -29,6 +29,9 @@ from rmexp.stats.coefficients import (
 _ENUMERATED = 5040  # orders of seven RMs: up to here all are counted, beyond they are drawn
 _DRAWN = 9999
 _PAIRS_IN_ALL = 2_000_000_000  # of points, which bounds the time
+_RESAMPLED = 20  # RMs from which the bootstrap's interval is shown first
+_LEAST_OF_Z = 4
+_Z, _Z_POWER = 1.959964, 0.841621  # the normal distribution's quantiles of 0.975 and 0.8
 _MUCH = 0.2  # a change of a correlation that the summary points out
 _ALMOST = 1e-9  # rounding, when a permuted correlation is compared with the observed one
 
@@ -37,13 +40,24 @@ _ALMOST = 1e-9  # rounding, when a permuted correlation is compared with the obs
 class Correlation:
     """A coefficient with its 95 % bootstrap interval and its two-sided permutation p.
 
-    `low` and `high` are None where the RMs are too few to be resampled (see `bounds`).
+    `low` and `high` are None where the RMs are too few to be resampled (see `bounds`). `formula` is
+    the interval of Fisher's z, of Spearman's coefficient with the variance of Bonett and Wright
+    (2000), None where none is known: for Kendall's, for several points of an RM, for fewer than
+    four RMs and at 1 and -1.
     """
 
     value: float
     low: float | None
     high: float | None
     p: float
+    formula: tuple[float, float] | None = None
+
+    def shown(self, rms: int) -> Interval:
+        """Return the interval to show first: the formula's for fewer than 20 RMs, if it is known.
+
+        The bootstrap of Pearson's coefficient covers only 87 to 92 % at 9 to 17.
+        """
+        return self.formula if self.formula and rms < _RESAMPLED else (self.low, self.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +126,8 @@ def correlate(points: Points, rng: np.random.Generator, samples: int = 2000) -> 
     ends = _bounds(coefficients(points, _draw(count, samples, rng)), 1.0, count)
     p, orders, enumerated = _permutation_p(points, rng)
     pearson, spearman, kendall = (
-        Correlation(float(value), low, high, float(chance))
-        for value, (low, high), chance in zip(observed, ends, p, strict=True)
+        Correlation(float(value), low, high, float(chance), _formula(name, float(value), points))
+        for name, value, (low, high), chance in zip(COEFFICIENTS, observed, ends, p, strict=True)
     )
     without = coefficients(points, 1.0 - np.eye(count))[0]
     least = most = None
@@ -171,10 +185,83 @@ def remarks(correlations: Correlations) -> list[str]:
             f"With {correlations.rms} reward models there are {orders:,} orders, so p cannot fall "
             f"below 1/{orders:,} = {1 / orders:.2g}."
         )
+    least = detectable(correlations.rms)
+    if least is not None and correlations.rms < _RESAMPLED:
+        lines.append(
+            f"With {correlations.rms} reward models a correlation of {least:.2f} or more would be "
+            "found in 80 % of such studies: a smaller one could be missed, or stand here by chance."
+        )
     if correlations.rms < LEAST_UNITS:
-        few = f"{correlations.rms} reward models are {TOO_FEW} for an interval"
+        few = f"{correlations.rms} reward models are {TOO_FEW} to be resampled"
         lines.append(f"{few}: they say little about others.")
     return lines
+
+
+def detectable(rms: int) -> float | None:
+    """Return the |r| that would be found (p < 0.05) in 80 % of studies of so many RMs.
+
+    By Fisher's z: tanh((1.96 + 0.84) / sqrt(n - 3)). None for fewer than four.
+
+    >>> round(detectable(6), 2), round(detectable(17), 2)
+    (0.92, 0.63)
+    """
+    return None if rms < _LEAST_OF_Z else math.tanh((_Z + _Z_POWER) / math.sqrt(rms - 3))
+
+
+def max_t(every: Sequence[Points], rng: np.random.Generator) -> list[float]:
+    """Return for each score's Pearson a p that allows for their number (Westfall and Young 1993).
+
+    The scores are set against one policy measure, which is permuted over all RMs at once: p is the
+    share of orders whose highest |r| of any score is at least the observed one. Orders are counted
+    or drawn as in `correlate`; a score is correlated over the RMs that have it.
+
+    Raises ValueError for several points of an RM, or for policies that differ.
+    """
+    policy = {rm: float(y[0]) for of in every for rm, y in zip(of.rms, of.y, strict=True)}
+    for of in every:
+        if of.x.shape[1] != 1 or [policy[rm] for rm in of.rms] != of.y.ravel().tolist():
+            raise ValueError("max-T needs one point of an RM and one policy for all scores")
+    rms = tuple(policy)
+    y = np.array(list(policy.values()))
+    columns = [[rms.index(rm) for rm in of.rms] for of in every]
+    observed = np.array([_pearsons(of.x.ravel(), of.y.reshape(1, -1))[0] for of in every])
+    hits, orders = np.zeros(len(every)), 0
+    enumerated = math.factorial(min(len(rms), 20)) <= _ENUMERATED
+    for chunk in _orders(Points(rms, y[:, None], y[:, None]), enumerated, rng):
+        moved = y[chunk]
+        found = np.stack(
+            [
+                abs(_pearsons(of.x.ravel(), moved[:, own]))
+                for of, own in zip(every, columns, strict=True)
+            ]
+        )
+        hits += (found.max(axis=0) >= abs(observed)[:, None] - _ALMOST).sum(axis=1)
+        orders += len(chunk)
+    p = hits / orders if enumerated else (1 + hits) / (1 + orders)
+    return [float(each) for each in p]
+
+
+def _pearsons(x: Array, y: Array) -> Array:
+    """Return the Pearson of x `(points,)` with each row of y `(orders, points)`.
+
+    It is 1 where a row is constant: nothing is then known of it.
+    """
+    x = x - x.mean()
+    y = y - y.mean(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r: Array = y @ x / np.sqrt((x @ x) * (y * y).sum(axis=1))
+    return np.where(np.isnan(r), 1.0, r)
+
+
+def _formula(name: str, value: float, points: Points) -> tuple[float, float] | None:
+    """Return tanh(atanh r +- 1.96 s), s^2 being 1 / (n - 3), times 1 + r^2 / 2 for Spearman's."""
+    rms = len(points.rms)
+    known = name != "kendall" and points.x.shape[1] == 1 and rms >= _LEAST_OF_Z
+    if not known or abs(value) > 1 - _ALMOST:
+        return None
+    error = math.sqrt((1 + value**2 / 2 if name == "spearman" else 1) / (rms - 3))
+    z = math.atanh(value)
+    return math.tanh(z - _Z * error), math.tanh(z + _Z * error)
 
 
 def _draw(count: int, samples: int, rng: np.random.Generator) -> Array:

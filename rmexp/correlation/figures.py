@@ -234,12 +234,13 @@ def _fit(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float] 
 
 def _title(correlations: Correlations) -> str:
     pearson, spearman = correlations.pearson, correlations.spearman
-    linear, ranked = (interval_text(each.low, each.high, "z.2f") for each in (pearson, spearman))
+    rms = correlations.rms
+    linear, ranked = (interval_text(*each.shown(rms), "z.2f") for each in (pearson, spearman))
     text = (
         f"Pearson {pearson.value:z.2f} ({linear}, p {pearson.p:.2g}), "
         f"Spearman {spearman.value:z.2f} ({ranked})"
     )
-    n, rms = correlations.n, correlations.rms
+    n = correlations.n
     count = f"n {n}" if n == rms else f"n {n} of {rms} RMs"
     least, most = correlations.least, correlations.most
     if least is None or most is None:

@@ -14,17 +14,28 @@ from rmexp.correlation.tables import Table
 from rmexp.metrics import metric_name
 from rmexp.stats.bounds import interval_text
 from rmexp.stats.coefficients import COEFFICIENTS
+from rmexp.stats.signflips import SURE
 
-_COLUMNS = ("score", "policy", "RMs", "n", "Pearson", "p", "without one RM", "Spearman", "Kendall")
+_COLUMNS = (
+    *("score", "policy", "RMs", "n", "Pearson", "p", "Holm's p", "max-T p", "without one RM"),
+    *("Spearman", "Kendall"),
+)
+_FINE = ("/z/low", "/z/high", "/p_holm", "/p_max")  # end the names of what tables of runs omit
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A pair with its correlations, or with the reason why it has none."""
+    """A pair with its correlations, or with the reason why it has none.
+
+    `p_holm` is the Pearson's p corrected for the number of rows of its table (Holm), `p_max` that
+    for the number of scores against the same policy (`correlations.max_t`), None for one alone.
+    """
 
     pair: Pairing
     correlations: Correlations | None
     reason: str | None
+    p_holm: float | None = None
+    p_max: float | None = None
 
     @property
     def name(self) -> str:
@@ -59,7 +70,7 @@ def flat_metrics(
             prefix = metric_name("correlation", pair.policy, pair.group)
         else:
             prefix = metric_name("scores", pair.score, pair.policy, pair.group)
-        metrics |= _numbers(prefix, finding.correlations)
+        metrics |= _numbers(prefix, finding.correlations) | _corrected(prefix, finding)
     for one in contrasts:
         prefix = metric_name("difference", f"{one.score}_minus_{one.other}", one.policy)
         for name, each in one.differences.items():
@@ -68,14 +79,16 @@ def flat_metrics(
     for finding in between:
         if finding.correlations is not None:
             names = (finding.pair.score, finding.pair.policy)
-            metrics |= _numbers(metric_name("agreement", *names), finding.correlations)
+            prefix = metric_name("agreement", *names)
+            metrics |= _numbers(prefix, finding.correlations) | _corrected(prefix, finding)
     return metrics
 
 
 def coarse_metrics(findings: Sequence[Finding], between: Sequence[Finding]) -> dict[str, float]:
     """Return what a table of runs shows: the chosen pair's numbers, else the scores' agreement."""
     if findings:
-        return flat_metrics(findings[:1], (), ())
+        numbers = flat_metrics(findings[:1], (), ())
+        return {name: value for name, value in numbers.items() if not name.endswith(_FINE)}
     numbers = flat_metrics((), (), between)
     return {name: value for name, value in numbers.items() if name.endswith("/spearman")}
 
@@ -101,7 +114,7 @@ def summarise(
                 one.other,
                 one.policy,
                 f"{one.rms}",
-                *(_interval(one.differences[c]) for c in COEFFICIENTS),
+                *(_interval(one.differences[c], one.rms) for c in COEFFICIENTS),
             )
             for one in contrasts
         ]
@@ -115,8 +128,10 @@ def summarise(
         "",
         f"Scores: {tables.plain(scores.source)}. "
         f"Policies: {tables.plain(policies.source) if policies else 'none'}. "
-        "Intervals: 95 %, bootstrap over whole reward models, from ten of them on; p: two-sided, "
-        "by permuting them.",
+        "Intervals: 95 %; of fewer than 20 reward models Pearson's by Fisher's z and Spearman's by "
+        "Bonett and Wright's, where each has one point, else by a bootstrap over whole reward "
+        "models, from ten of them on. p: two-sided, by permuting them; Holm's allows for the "
+        "number of rows, max-T for the number of scores against a policy.",
     ]
     left_out = [f"{finding.name}: {finding.reason}" for finding in shown if finding.reason]
     lines += [f"- left out: {tables.plain(line)}" for line in left_out]
@@ -131,20 +146,36 @@ def show(findings: Sequence[Finding]) -> None:
 
 
 def say(findings: Sequence[Finding]) -> list[str]:
-    """Say of the first finding what its numbers alone do not."""
+    """Say of the first finding, and of all together, what the numbers alone do not."""
     correlations = findings[0].correlations
-    return [] if correlations is None else remarks(correlations)
+    lines = [] if correlations is None else remarks(correlations)
+    corrected = [each.p_max for each in findings if each.p_max is not None]
+    if corrected:
+        below = sum(p < SURE for p in corrected)
+        lines.append(
+            f"Of {len(corrected)} scores against a policy {below or 'none'} can be told apart from "
+            f"chance once their number is allowed for (max-T p below {SURE})."
+        )
+    return lines
 
 
 def _numbers(prefix: str, correlations: Correlations) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for name, each in correlations.named().items():
         numbers |= _ends(f"{prefix}/{name}", each) | {f"{prefix}/{name}/p": each.p}
+        if each.formula is not None:
+            low, high = each.formula
+            numbers |= {f"{prefix}/{name}/z/low": low, f"{prefix}/{name}/z/high": high}
     numbers[f"{prefix}/n"] = correlations.n
     if correlations.least is not None and correlations.most is not None:
         numbers[f"{prefix}/pearson/leave_one_out/low"] = correlations.least[1]
         numbers[f"{prefix}/pearson/leave_one_out/high"] = correlations.most[1]
     return numbers
+
+
+def _corrected(prefix: str, finding: Finding) -> dict[str, float]:
+    known = {"p_holm": finding.p_holm, "p_max": finding.p_max}
+    return {f"{prefix}/pearson/{name}": p for name, p in known.items() if p is not None}
 
 
 def _ends(name: str, each: Correlation | CorrelationDifference) -> dict[str, float]:
@@ -171,16 +202,18 @@ def _row(finding: Finding) -> tuple[str, ...]:
         pair.policy,
         pair.group,
         n,
-        _interval(correlations.pearson),
-        f"{correlations.pearson.p:.2g}",
+        _interval(correlations.pearson, correlations.rms),
+        f"{correlations.pearson.p:#.2g}",
+        *("-" if p is None else f"{p:#.2g}" for p in (finding.p_holm, finding.p_max)),
         without,
-        _interval(correlations.spearman),
-        _interval(correlations.kendall),
+        _interval(correlations.spearman, correlations.rms),
+        _interval(correlations.kendall, correlations.rms),
     )
 
 
-def _interval(each: Correlation | CorrelationDifference) -> str:
-    return f"{each.value:z.2f} ({interval_text(each.low, each.high, 'z.2f')})"
+def _interval(each: Correlation | CorrelationDifference, rms: int) -> str:
+    ends = each.shown(rms) if isinstance(each, Correlation) else (each.low, each.high)
+    return f"{each.value:z.2f} ({interval_text(*ends, 'z.2f')})"
 
 
 def write_tables(
@@ -218,6 +251,7 @@ def write_tables(
 
 _LONG = (
     *("score", "policy", "group", "coefficient", "value", "low", "high", "p", "n", "rms"),
+    *("z_low", "z_high", "p_holm", "p_max"),
     *("least", "least_without", "most", "most_without", "left_out_because"),
 )
 
@@ -228,14 +262,16 @@ def _long(finding: Finding) -> list[tuple[object, ...]]:
     names = (pair.score, pair.policy, pair.group)
     if correlations is None:
         n = (pair.points.n, len(pair.points.rms))
-        return [(*names, *[""] * 5, *n, *[""] * 4, finding.reason)]
+        return [(*names, *[""] * 5, *n, *[""] * 8, finding.reason)]
     rows: list[tuple[object, ...]] = []
     for name, each in correlations.named().items():
         ends: tuple[object, ...] = ("",) * 4
         if name == "pearson" and correlations.least is not None and correlations.most is not None:
             ends = (*correlations.least[::-1], *correlations.most[::-1])
         numbers = (each.value, each.low, each.high, each.p, correlations.n, correlations.rms)
-        rows.append((*names, name, *numbers, *ends, ""))
+        corrected = (finding.p_holm, finding.p_max) if name == "pearson" else (None, None)
+        formula = each.formula or (None, None)
+        rows.append((*names, name, *numbers, *formula, *corrected, *ends, ""))
     return rows
 
 

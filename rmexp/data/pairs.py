@@ -258,12 +258,15 @@ def read_lists(row: Row, id: str, subset: str, columns: Columns = Columns()) -> 
     They answer `prompt`, which is as in `read_pair`. An empty list is a flaw.
     """
     prompt, flaw = _with_system(row, _given_prompt(row, columns), columns)
-    sides = []
-    for column in (columns.chosen, columns.rejected):
-        sides.append(row.texts(column) if _is_list(row, column) else (row.text(column),))
-        if not sides[-1]:
+    chosen, rejected = _texts(row, columns.chosen), _texts(row, columns.rejected)
+    for column, texts in ((columns.chosen, chosen), (columns.rejected, rejected)):
+        if not texts:
             flaw = f"{column!r} is empty"
-    return Entry(Example(id, subset, prompt, *sides), row, flaw)
+    return Entry(Example(id, subset, prompt, chosen, rejected), row, flaw)
+
+
+def _texts(row: Row, column: str) -> tuple[str, ...]:
+    return row.texts(column) if _is_list(row, column) else (row.text(column),)
 
 
 def _is_list(row: Row, column: str) -> bool:

@@ -148,7 +148,7 @@ class Loop:
         out = torch.empty_like(query)
         sums = query.new_empty(query.shape[1::-1], dtype=torch.float32)
         q, k, v, into = _by_group(key.shape[1], query, key, value, out)
-        sums_into = sums.unflatten(0, q.shape[:2])
+        sums_into = sums.view(*q.shape[:2], -1)
         for own, to in _slices(segments):
             into[:, :, own], sums_into[:, :, own] = _attend_cpu(
                 q[:, :, own],
@@ -174,7 +174,7 @@ class Loop:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `Kernel`."""
         q, k, v, made, given = _by_group(key.shape[1], query, key, value, out, grad)
-        made_sums = sums.unflatten(0, q.shape[:2])
+        made_sums = sums.view(*q.shape[:2], -1)
         grads = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
         (into,) = _by_group(key.shape[1], grads[0])
         for own, to in _slices(segments):
@@ -200,7 +200,7 @@ def _by_group(groups: int, *parts: Tensor) -> list[Tensor]:
 
     Keys and values, which have one head a group, have it for all heads of the group.
     """
-    views = [part.transpose(0, 1).unflatten(0, (groups, -1)) for part in parts]
+    views = [part.view(len(part), groups, -1, part.shape[-1]).permute(1, 2, 0, 3) for part in parts]
     return [view.expand(-1, views[0].shape[1], -1, -1) for view in views]
 
 

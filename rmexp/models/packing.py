@@ -96,9 +96,10 @@ class Packing:
         if device not in self._moved:
             own, to_shared, *rest = self._parts
             kinds = (own,) if to_shared is None else (own, to_shared)
-            tables = [table for kind in kinds for table in kind[:2]]
-            there = moved(torch.cat(tables), device).split([len(table) for table in tables])
-            made = [Segments(*there[2 * n : 2 * n + 2], *kind[2:]) for n, kind in enumerate(kinds)]
+            tables = [table for kind in kinds for table in (kind.queries, kind.keys)]
+            lengths = [len(table) for table in tables]
+            there = iter(torch.split(moved(torch.cat(tables), device), lengths))
+            made = [kind._replace(queries=next(there), keys=next(there)) for kind in kinds]
             self._moved[device] = Parts(made[0], made[1] if to_shared else None, *rest)
         return self._moved[device]
 
@@ -133,8 +134,8 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 def _segments(queries: Sequence[int], keys: Sequence[int], causal: bool) -> Segments:
     """Return segments of so many queries and keys each."""
-    tables = (torch.tensor([0, *accumulate(part)], dtype=torch.int32) for part in (queries, keys))
-    return Segments(*tables, max(queries), max(keys), causal)
+    own, to = (torch.tensor([0, *accumulate(part)], dtype=torch.int32) for part in (queries, keys))
+    return Segments(own, to, max(queries), max(keys), causal)
 
 
 def attention(

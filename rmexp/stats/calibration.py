@@ -153,11 +153,9 @@ def calibration_estimates(
     if fit is not None:
         slope, error = fit
         least = slope - _Z * error
-        ends = (1 / (slope + _Z * error), 1 / least)
-        wide = prompts >= LEAST_UNITS and least > 0
-        estimates.append(
-            Estimate(f"{PREFIX}temperature", 1 / slope, n, *(ends if wide else (None, None)), ())
-        )
+        bounded = prompts >= LEAST_UNITS and least > 0
+        low, high = (1 / (slope + _Z * error), 1 / least) if bounded else (None, None)
+        estimates.append(Estimate(f"{PREFIX}temperature", 1 / slope, n, low, high, ()))
     return estimates
 
 
@@ -196,7 +194,7 @@ def _by_bin(of: Margins, prompts: int) -> Array:
     bins = np.minimum((confidence - 0.5) * 2 * _BINS, _BINS - 1).astype(int)
     right = (np.sign(of.values) + 1) / 2
     sums = np.zeros((3, prompts, _BINS))
-    for part, value in zip(sums, (1.0, confidence, right), strict=True):
+    for part, value in zip(sums, (np.ones_like(confidence), confidence, right), strict=True):
         np.add.at(part, (of.prompts, bins), of.weights * value)
     return sums
 

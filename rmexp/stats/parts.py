@@ -79,7 +79,7 @@ def low_subsets(
     if len(values) < LEAST_UNITS:
         return None
     drawn = rng.choice(values, (samples, len(values)))
-    low, high = np.quantile(np.quantile(drawn, _TENTH, axis=1), [0.025, 0.975])
-    ends = (float(low), float(high)) if high > low else (None, None)
+    ends = np.quantile(np.quantile(drawn, _TENTH, axis=1), [0.025, 0.975])
+    low, high = map(float, ends) if ends[0] < ends[1] else (None, None)
     value = float(np.quantile(values, _TENTH))
-    return Estimate(f"{bench}/subset_q10", value, len(values), *ends, ())
+    return Estimate(f"{bench}/subset_q10", value, len(values), low, high, ())

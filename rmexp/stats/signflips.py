@@ -52,8 +52,22 @@ def sign_flips(
     else `samples` random ones, as (1 + hits) / (1 + samples).
     """
     exchanges = [_exchange(name, ours.only(name), theirs.only(name)) for name in names]
+    return _chances(exchanges, len(ours.sums), rng, samples)
+
+
+def flips_of_pairs(
+    name: str, pairs: Sequence[tuple[Totals, Totals]], rng: np.random.Generator, samples: int
+) -> list[float]:
+    """Return the p of `sign_flips` of one metric for pairs of models on the same prompts."""
+    exchanges = [_exchange(name, ours.only(name), theirs.only(name)) for ours, theirs in pairs]
+    return _chances(exchanges, len(pairs[0][0].sums), rng, samples) if pairs else []
+
+
+def _chances(
+    exchanges: Sequence[_Exchange], prompts: int, rng: np.random.Generator, samples: int
+) -> list[float]:
     drawn = [each for each in exchanges if each.matters.sum() > _EXACT]
-    hits = _hits(drawn, len(ours.sums), rng, samples) if drawn else []
+    hits = _hits(drawn, prompts, rng, samples) if drawn else []
     sampled = iter([(1 + count) / (1 + samples) for count in hits])
     return [next(sampled) if each.matters.sum() > _EXACT else _exact(each) for each in exchanges]
 

@@ -10,7 +10,7 @@ STORE := sqlite:///$(CURDIR)/mlflow.db
 WANTED := rmexp needs Python 3.11 or newer: install it, then name it: make setup PYTHON=python3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model models demo leaderboard ui test bench lint format clean
+.PHONY: help setup model models demo leaderboard ui test bench gpu lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,10 @@ bench: model ## Measure speed against the field's tools (DATA=FOLDER; ARGS='--pa
 	@test -n '$(DATA)' || { echo 'bench: name the folder with the data: make bench DATA=FOLDER'; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trl]'
 	@$(BIN)/python tests/speed/bench.py '$(DATA)' $(ARGS)
+
+gpu: $(STAMP) ## Measure speed on a GPU in some minutes (DATA=FOLDER; ARGS='--tokenizer FOLDER')
+	@test -n '$(DATA)' || { echo 'gpu: name the folder with the data: make gpu DATA=FOLDER'; exit 1; }
+	@$(BIN)/python tests/speed/gpu.py '$(DATA)' $(ARGS)
 
 lint: $(STAMP) ## Check style, types, and that folders import downward only
 	@$(BIN)/ruff check

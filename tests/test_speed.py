@@ -1,11 +1,17 @@
-"""The arithmetic of `make bench`, and its sampling; the measuring itself is no test."""
+"""The arithmetic and the sampling of `make bench`, and `make gpu` in tiny shapes, on the CPU."""
 
+import ast
+import json
 import sys
 from pathlib import Path
 
 import pytest
+from scored_rows import write_json, write_lines
+from tiny import tiny_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
+import bench
+import gpu
 from contenders import from_json, to_json
 from growth import draw, examples, linear, points
 from sample import Line, faster, padded_tokens, peer_order, share_of_rate, table, whole_prompts
@@ -113,3 +119,116 @@ def test_the_figure_has_a_panel_an_axis() -> None:
     assert [axis.get_xlabel() for axis in figure.axes] == [
         "prompts", "responses to a prompt", "tokens of prompt and of response"
     ]  # fmt: skip
+
+
+def test_every_script_of_the_benchmark_can_be_imported() -> None:
+    assert callable(bench.main)
+    assert callable(gpu.main)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """RMB's pairs and Auto-J's, some of each, in upstream's layouts."""
+
+    def answer(text: str) -> dict[str, str]:
+        return {"llm_name": "m", "answer": text}
+
+    rows = [
+        {
+            "pair_uid": str(n),
+            "conversation_input": [{"role": "user", "content": f"what is {n}?"}],
+            "chosen": answer(f"{n} is the number behind {n - 1}"),
+            "reject": answer("a number" * (1 + n % 3)),
+        }
+        for n in range(1, 9)
+    ]
+    for where, some in (("Chat/Discussion", rows[:5]), ("Reasoning/Critical Thinking", rows[5:])):
+        place = f"Pairwise_set/Helpfulness/{where}"
+        path = tmp_path / f"RMB_dataset/{place}.json"
+        write_json(path, [{**one, "category_path": place} for one in some])
+    pairs = [
+        {
+            "prompt": f"say {n}",
+            "chosen": [
+                {"role": "user", "content": f"say {n}"},
+                {"role": "assistant", "content": f"{n}, as you wish"},
+            ],
+            "rejected": [
+                {"role": "user", "content": f"say {n}"},
+                {"role": "assistant", "content": "no" * (1 + n % 2)},
+            ],
+        }
+        for n in range(6)
+    ]
+    write_lines(tmp_path / "preferences/auto_j.jsonl", pairs)
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    return tmp_path
+
+
+def test_the_measurement_of_a_gpu_runs_in_tiny_shapes(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All rows, as they would be on a GPU: equal rewards, and DPO's first loss ln 2."""
+    monkeypatch.setattr(gpu, "_quieten", lambda: None)
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    file = data / "made" / "gpu.json"
+    words = [str(data), "--tiny", "--tokenizer", str(data / "tokenizer"), "--json", str(file)]
+    measured = gpu.main([*words, "--only", "llama-8b", "dpo", "bt"])
+    ways = [(row.what, row.way.split(",")[0]) for row in measured.rows]
+    three = ("pipeline", "unique", "rmexp")
+    assert ways == [
+        *(("score llama-8b", way) for way in three),
+        ("train dpo", "rmexp"),
+        ("train bt", "rmexp"),
+    ]
+    assert all(row.seconds > 0 and row.tokens_per_second > 0 for row in measured.rows)
+    assert all((row.ratio is None) == (row.way == "rmexp") for row in measured.rows)
+    (dpo,) = (row for row in measured.rows if row.what == "train dpo")
+    assert dpo.note.endswith("first loss 0.6931")
+    for row in measured.rows:
+        if row.what.startswith("score") and row.way == "rmexp":
+            assert row.note.startswith("16 responses, differs from sorted by ")
+            assert float(row.note.split(" by ")[1].split("%")[0]) < 20  # of bf16
+    kept = json.loads(file.read_text())
+    assert len(kept["rows"]) == len(measured.rows)
+    assert [line.split(":")[0] for line in kept["left_out"]] == ["TRL's DPO", "TRL's BT"]
+    assert capsys.readouterr().out.count("score llama-8b") == 6  # as it came, and in the table
+
+
+def test_a_part_that_would_end_too_late_does_not_begin(data: Path, tmp_path: Path) -> None:
+    words = [str(data), "--tiny", "--tokenizer", str(data / "tokenizer"), "--minutes", "0.5"]
+    measured = gpu.main([*words, "--json", str(tmp_path / "gpu.json")])
+    assert not measured.rows
+    assert len(measured.left_out) == len(gpu.PARTS)
+
+
+def test_a_machine_without_gpu_or_tokenizer_is_told_so_in_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="this machine shows no GPU"):
+        gpu.main([str(data)])
+    with pytest.raises(SystemExit, match="give a folder with a tokenizer"):
+        gpu.open_tokenizer(str(tmp_path / "none"), 100)
+
+
+def test_the_measurement_of_a_gpu_needs_neither_mlflow_nor_hydra() -> None:
+    """What it imports, and what that imports, as each module begins."""
+    root = Path(__file__).parents[1]
+    left, seen, outside = [Path(gpu.__file__)], set(), set()
+    while left:
+        path = left.pop()
+        seen.add(path)
+        for node in ast.parse(path.read_text()).body:
+            names = []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{one.name}" for one in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [one.name for one in node.names]
+            for name in names:
+                inside = root / f"{name.replace('.', '/')}.py"
+                if inside.exists() and inside not in seen:
+                    left.append(inside)
+                outside.add(name.split(".")[0])
+    assert len(seen) > 20
+    assert not outside & {"mlflow", "hydra", "omegaconf", "datasets", "gguf", "trl"}

@@ -26,7 +26,6 @@ from rmexp.benchmarks.preference import Preference
 from rmexp.benchmarks.rmb import RMB
 from rmexp.benchmarks.rmbench import RMBench
 from rmexp.models.embedded import smollm2
-from rmexp.models.loading import unreported_weights
 from rmexp.schema import Example
 from rmexp.scoring.rewards import open_reward
 
@@ -241,10 +240,11 @@ def with_head(policy: Path, folder: Path) -> Path:
     """Save the policy's backbone with a random score head, for our and the peers' use alike."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
 
     torch.manual_seed(0)
-    with unreported_weights():  # the head is missed on purpose
-        model = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1)
+    logging.set_verbosity_error()  # the head is missed on purpose
+    model = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1)
     torch.nn.init.normal_(model.score.weight, std=0.04)
     tokenizer = AutoTokenizer.from_pretrained(policy)
     model.config.pad_token_id = tokenizer.pad_token_id

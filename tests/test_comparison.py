@@ -41,7 +41,7 @@ def test_gains_by_hand():
     old, _, new, _ = rows
     assert (old.value, old.n, old.gain, old.gain_p) == (0.5, 40, None, None)
     assert (new.value, new.high) == (1.0, 1.0)
-    assert new.low == pytest.approx(0.025 ** (1 / 40))  # Clopper and Pearson's
+    assert new.low == pytest.approx(40 / (40 + 3.84146), abs=1e-6)  # Wilson's
     assert new.gain == 0.5
     assert 0.3 < new.gain_low < 0.5 < new.gain_high < 0.7
     assert new.gain_p == 2 / 2**20  # 20 prompts differ, all in one direction
@@ -108,16 +108,16 @@ def test_the_figure_has_a_panel_for_each_number_and_a_line_for_each_model():
 
 
 def test_two_prompts_carry_no_interval_and_no_certainty():
-    """Right on both against wrong on both: p 1/2, the exact interval of 2 of 2, hollow points."""
+    """Right on both against wrong on both: p 1/2, Wilson's interval of 2 of 2, hollow points."""
     rows = compare({"new": scored(True, True), "old": scored(False, False)}, "old", "t", metrics, 0)
     new = rows[2]
     assert (new.gain, new.gain_low, new.gain_high, new.gain_p, new.gain_p_holm) == (
         *(1.0, None, None, 0.5, 1.0),
     )
-    assert (new.low, new.high) == (pytest.approx(0.025 ** (1 / 2)), 1.0)
+    assert (new.low, new.high) == (pytest.approx(2 / (2 + 3.84146), abs=1e-6), 1.0)
     text = markdown(rows)
     assert (
-        "| t/accuracy (2) | new | 1.000 (0.158 to 1.000) | +1.000 (too few) | 0.5000 | 1.0000 |"
+        "| t/accuracy (2) | new | 1.000 (0.342 to 1.000) | +1.000 (too few) | 0.5000 | 1.0000 |"
         in text
     )
     assert "Of the 2 p values in comparison.csv up to 0.1 would be below 0.05 by chance" in text

@@ -93,8 +93,8 @@ def test_examples_of_one_prompt_are_resampled_together():
 
 def test_the_resamples_are_those_of_the_intervals():
     """Where the second RM is always wrong, the difference is the first one's metric."""
-    a = scored(outcomes(80, 0.6, 9))
-    (found,) = compared(a, scored([0] * 80), samples=2000)
+    a = scored(outcomes(120, 0.6, 9))
+    (found,) = compared(a, scored([0] * 120), samples=2000)
     (alone,) = intervals(accuracy(a), a, np.random.default_rng(0), samples=2000)
     assert (found.value, found.low, found.high) == (alone.value, alone.low, alone.high)
 

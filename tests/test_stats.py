@@ -66,10 +66,10 @@ def test_a_weighted_sum_keeps_its_weights():
 
 def test_the_interval_of_a_weighted_sum_has_its_weights():
     """b does not vary: 0.3 times the ends of a, and 0.9."""
-    scored = scored_rows(20, "a", "a") + scored_rows(20, "b", "b")
+    scored = scored_rows(100, "a", "a") + scored_rows(20, "b", "b")
     metrics = [
-        mean("a", [1.0, 0.0] * 10 + [1.0] * 20, range(20)),
-        mean("b", [1.0] * 40, range(20, 40)),
+        mean("a", [1.0, 0.0] * 50 + [1.0] * 20, range(100)),
+        mean("b", [1.0] * 120, range(100, 120)),
         WeightedSum("c", ("a", "b"), (0.3, 0.9)),
     ]
     a, _, c = intervals(metrics, scored, np.random.default_rng(0), 500)
@@ -108,7 +108,7 @@ def test_prompts_alone_in_their_subset_are_resampled_together():
 
 
 def test_the_interval_depends_on_the_generator_alone():
-    scored, metrics = scored_rows(40), [mean("m", OUTCOMES, range(40))]
+    scored, metrics = scored_rows(120), [mean("m", OUTCOMES * 3, range(120))]
     np.random.seed(1)
     first = one(metrics, scored, seed=3)
     np.random.seed(2)
@@ -130,16 +130,14 @@ def test_responses_to_one_prompt_are_resampled_together():
 def test_resamples_keep_the_composition_of_subsets():
     """Subset a is always right and b always wrong: with 10 rows each, every resample has 1/2.
 
-    The interval has a width all the same: what none of ten showed may be so for a share of
-    1 - 0.025^(1/10) of either subset, and a subset is half of the mean.
+    The interval has a width all the same: Wilson's of 10 out of 20.
     """
     scored = scored_rows(10, "a", "a") + scored_rows(10, "b", "b")
     metrics = [mean("m", [1.0] * 10 + [0.0] * 10, range(20))]
     (drawn,) = bootstrap([totals(metrics, scored)], np.random.default_rng(0), 500)
     assert set(drawn["m"]) == {0.5}
     estimate = one(metrics, scored)
-    unseen = (1 - 0.025**0.1) / 2
-    assert (estimate.low, estimate.high) == pytest.approx((0.5 - unseen, 0.5 + unseen))
+    assert (estimate.low, estimate.high) == pytest.approx((0.2993, 0.7007), abs=5e-5)
 
 
 def test_the_interval_covers_the_truth():
@@ -204,14 +202,15 @@ def test_the_input_is_left_alone():
 @pytest.mark.parametrize(
     ("right", "n", "low", "high"),
     [
-        (2, 2, 0.025 ** (1 / 2), 1.0),
-        (0, 2, 0.0, 1 - 0.025 ** (1 / 2)),
-        (3, 9, 0.0749, 0.7007),  # the published table of Clopper and Pearson's
-        (40, 40, 0.025 ** (1 / 40), 1.0),
-        (0, 40, 0.0, 1 - 0.025 ** (1 / 40)),
+        (2, 2, 2 / (2 + 3.84146), 1.0),  # at an end it is n / (n + z^2)
+        (0, 2, 0.0, 3.84146 / (2 + 3.84146)),
+        (3, 9, 0.12058, 0.64580),
+        (81, 90, 0.82076, 0.94649),
+        (40, 40, 40 / (40 + 3.84146), 1.0),
+        (0, 400, 0.0, 3.84146 / (400 + 3.84146)),
     ],
 )
-def test_a_share_of_few_or_at_an_end_has_the_exact_interval(right, n, low, high):
+def test_a_share_of_few_or_at_an_end_has_wilsons_interval(right, n, low, high):
     outcomes = [float(row < right) for row in range(n)]
     estimate = one([mean("m", outcomes, range(n))], scored_rows(n))
     assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=5e-5)
@@ -230,8 +229,8 @@ def test_below_ten_prompts_only_shares_have_an_interval():
     ]
     found = {e.name: e for e in intervals(metrics, scored, np.random.default_rng(0), 50)}
     assert found["points"].low is found["uneven"].low is None
-    assert (found["a"].low, found["a"].high) == pytest.approx((0.1941, 0.9937), abs=5e-5)
-    assert (found["even"].low, found["even"].high) == pytest.approx((0.3491, 0.9681), abs=5e-5)
+    assert (found["a"].low, found["a"].high) == pytest.approx((0.3006, 0.9544), abs=5e-5)
+    assert (found["even"].low, found["even"].high) == pytest.approx((0.4093, 0.9285), abs=5e-5)
 
 
 def test_ten_prompts_with_many_rows_each_are_ten():
@@ -239,7 +238,7 @@ def test_ten_prompts_with_many_rows_each_are_ten():
     scored = scored_rows(10) * 5
     estimate = one([mean("m", [1.0] * 50, range(50))], scored)
     assert (estimate.n, estimate.high) == (50, 1.0)
-    assert estimate.low == pytest.approx(0.025**0.1)
+    assert estimate.low == pytest.approx(10 / (10 + 3.84146), abs=1e-6)
 
 
 def test_an_aggregate_that_is_right_throughout_is_bounded_by_its_parts():
@@ -265,7 +264,7 @@ def test_what_has_no_bounds_and_does_not_vary_has_no_interval():
 
 
 def test_a_correlation_of_one_is_bounded_from_minus_one():
-    """Outcomes from -1 to 1, all at 1: a share e could be at -1, which costs 2 e."""
+    """Outcomes from -1 to 1, all at 1: a share of 20 / (20 + z^2), twice as wide."""
     metrics = [Mean("m", tuple(range(20)), (1.0,) * 20, bounds=(-1.0, 1.0))]
     found = one(metrics, scored_rows(20))
-    assert (found.low, found.high) == (pytest.approx(1 - 2 * (1 - 0.025 ** (1 / 20))), 1.0)
+    assert (found.low, found.high) == (pytest.approx(2 * 20 / (20 + 3.84146) - 1, abs=1e-6), 1.0)

@@ -181,8 +181,8 @@ def summarise(
         f"dropped {metrics['scoring/dropped']:,.0f}, not finite "
         f"{metrics['scoring/non_finite']:,.0f}, bad rows {metrics['data/bad_rows']:,.0f}.",
         "",
-        f"Data: {tables.plain(data.source)}. Intervals: bootstrap over prompts, of fewer than ten "
-        "the exact one of a share. Lengths are in characters.",
+        f"Data: {tables.plain(data.source)}. Intervals: bootstrap over prompts; Wilson's of a "
+        "share of fewer than 100 prompts, or at 0 or 1. Lengths are in characters.",
     ]
     if "scoring/answers" in metrics:
         kinds = ("answers", "unparsed", "cut_off", "prompt_tokens", "completion_tokens")

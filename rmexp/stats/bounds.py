@@ -1,8 +1,8 @@
 """Which interval a number can carry: the one rule for all that is resampled. Pure.
 
-A bootstrap is believed from ten resampled units on. Below, a share has the exact interval of
-Clopper and Pearson (1934), and any other number none. Where nothing varies a bootstrap has no
-width, and a bound that needs no variation takes its place.
+A share of fewer than 100 resampled units, or of all or none of them, has Wilson's interval (1927).
+For any other number a bootstrap is believed from ten units on, and below it has none. Where nothing
+varies a bootstrap has no width, and a bound that needs no variation takes its place.
 """
 
 import math
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
 LEAST_UNITS = 10  # from which a bootstrap is believed
 TOO_FEW = "too few"  # what tables and figures say where there is no interval
 
+_MANY = 100  # prompts, from which a share is resampled
 _TAIL = 0.025
 _Z = 1.959964  # the normal distribution's quantile of 1 - _TAIL
 _ALMOST = 1e-9  # of a number: what is nearer is rounding
@@ -52,8 +52,13 @@ class Contributions:
 
 def interval(drawn: Array, by_prompt: Contributions) -> Interval:
     """Return the 95 % interval of a number from its resamples `(samples,)`, None without one."""
-    if by_prompt.units.sum() < LEAST_UNITS:
-        return _share_interval(by_prompt)
+    share = _share(by_prompt)
+    if share is not None and (share[1] < _MANY or share[0] in (0, share[1])):
+        units = by_prompt.units
+        span = float((by_prompt.most - by_prompt.least)[units].sum())
+        low, high = wilson(*share)
+        least = float(by_prompt.least.sum())
+        return _rounded(least + low * span, least + high * span)
     return difference_interval(drawn, by_prompt)
 
 
@@ -77,17 +82,6 @@ def interval_text(low: float | None, high: float | None, form: str = "z.3f") -> 
     return TOO_FEW if low is None or high is None else f"{low:{form}} to {high:{form}}"
 
 
-def clopper_pearson(right: int, n: int) -> tuple[float, float]:
-    """Return the exact 95 % interval of a share, `right` of `n` independent ones.
-
-    >>> [round(end, 4) for end in clopper_pearson(2, 2)]
-    [0.1581, 1.0]
-    """
-    low = float(betaincinv(right, n - right + 1, _TAIL)) if right else 0.0
-    high = float(betaincinv(right + 1, n - right, 1 - _TAIL)) if right < n else 1.0
-    return low, high
-
-
 def wilson(right: float, n: float) -> tuple[float, float]:
     """Return Wilson's (1927) 95 % interval of a share; of weighted ones `right` may be no whole.
 
@@ -100,18 +94,15 @@ def wilson(right: float, n: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _share_interval(by_prompt: Contributions) -> Interval:
-    """Return the exact interval of a number to which at least two prompts add all or nothing."""
+def _share(by_prompt: Contributions) -> tuple[int, int] | None:
+    """Return how many of n prompts add all, where at least two add all or nothing, and as much."""
     units = by_prompt.units
     could = (by_prompt.most - by_prompt.least)[units]
     if len(could) < 2 or not np.isfinite(could).all() or not np.allclose(could, could[0]):
-        return None, None
+        return None
     shares = (by_prompt.values - by_prompt.least)[units] / could
     right = np.round(shares)
-    if not np.allclose(shares, right):
-        return None, None
-    ends = np.array(clopper_pearson(int(right.sum()), len(could)))
-    return _rounded(*by_prompt.least.sum() + ends * could.sum())
+    return (int(right.sum()), len(could)) if np.allclose(shares, right) else None
 
 
 def _unvaried_interval(by_prompt: Contributions) -> Interval:
@@ -119,8 +110,7 @@ def _unvaried_interval(by_prompt: Contributions) -> Interval:
 
     If a share e of a stratum's prompts were unlike the n that were seen, none of these would be
     one of them with probability (1 - e)^n. An end of the interval is as far as the number can be
-    with such shares that the product over the strata is still 2.5 %. Of one stratum that is
-    right (or wrong) throughout it is the interval of Clopper and Pearson.
+    with such shares that the product over the strata is still 2.5 %.
     """
     units = by_prompt.units
     n = np.array([units[stratum].sum() for stratum in by_prompt.strata], dtype=float)

@@ -186,7 +186,9 @@ def test_the_metrics_have_the_names_and_forms_that_were_agreed(good):
     values |= {f"toy/{part}matrix/{c}_{r}" for part in parts[1:] for c in styles for r in styles}
     toy = {name for name in good.metrics if name.startswith("toy/")}
     ends = {name for name in toy if name.endswith(("/low", "/high"))}
-    assert toy - ends == {name + end for name in values for end in ("", "/n")}
+    beside = {f"toy/null/{null}" for null in ("longer", "shorter", "random", "markdown")}
+    beside |= {"toy/worst"}
+    assert toy - ends == {name + end for name in values | beside for end in ("", "/n")}
     cells = {name for name in values if "/matrix/" in name}
     # Of few prompts a share alone has an interval; parts of reading, math, code and lists have two.
     assert ends >= {name + end for name in cells for end in ("/low", "/high")}
@@ -201,6 +203,10 @@ def test_the_metrics_have_the_names_and_forms_that_were_agreed(good):
     lengths = {"length_correlation", "accuracy_rejected_longer", "accuracy_rejected_shorter"}
     style = {f"style/{name}{end}" for name in lengths for end in ("", "/n")}
     found = {name for name in good.metrics if not name.endswith(("/low", "/high"))}
+    calibration = {name for name in found if name.startswith("calibration/")}
+    scores = {f"calibration/{name}{end}" for name in ("brier", "log_loss") for end in ("", "/n")}
+    assert calibration >= scores | {"calibration/ece", "calibration/ece/n"}
+    found -= calibration
     assert found - toy - scoring == style | {"data/examples", "data/bad_rows"}
     for name in values:
         n = good.metrics[f"{name}/n"]
@@ -242,7 +248,7 @@ def test_mlflow_has_the_headline_numbers(good):
     assert found == {name: good.metrics[name] for name in found}
     domains = ("reading", "math", "code", "lists", "plain", "subtle")
     toy = {f"toy/{name}" for name in ("easy", "normal", "hard", "overall")}
-    assert {name for name in found if name.startswith("toy/")} == toy | {
+    assert {name for name in found if name.startswith("toy/")} == toy | {"toy/worst"} | {
         f"toy/{domain}/average" for domain in domains
     }
     assert not any(name.endswith(("/n", "/low", "/high")) for name in found)

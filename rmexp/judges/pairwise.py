@@ -133,6 +133,7 @@ def open_pairwise(
     chat_template: str | None = None,
     device: str = "auto",
     device_map: str | None = None,
+    fused: bool = True,
 ) -> PairwiseJudge:
     """Open a pairwise preference model without loading its weights.
 
@@ -154,6 +155,7 @@ def open_pairwise(
         chat_template=chat_template,
         device=device,
         device_map=device_map,
+        fused=fused,
     )
     words = None if labels is None else (str(labels[0]), str(labels[1]))
     judge = PairwiseJudge(reward.name, reward, words)

@@ -136,7 +136,7 @@ def _attends_causally(model: Model) -> bool:
     ids = probe(model, 12)
     with torch.inference_mode():
         alone, followed = _run(model, input_ids=ids[:, :8]), _run(model, input_ids=ids)[:, :8]
-    return _alike(followed, alone)
+    return alike(followed, alone)
 
 
 def _obstacle(model: Model, config: Any) -> str | None:
@@ -172,10 +172,11 @@ def _packs_exactly(model: Model) -> bool:
             packed = hidden_states(model, ids, lengths, forks)(rows, positions)
         except (TypeError, ValueError, RuntimeError):  # whatever does not know the arguments
             return False
-    return _alike(packed, alone)
+    return alike(packed, alone)
 
 
-def _alike(found: Tensor, expected: Tensor) -> bool:
+def alike(found: Tensor, expected: Tensor) -> bool:
+    """Return whether states are the expected ones, but for what their dtype rounds."""
     tolerance = 1e-3 if expected.dtype == torch.float32 else 0.05
     return bool((found - expected).abs().mean() <= tolerance * expected.abs().mean())
 

@@ -5,7 +5,9 @@ is read at the last token of the response itself. Encoders get their mask. Heads
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from rmexp.models.backbone import (
 )
 from rmexp.models.chat import Encoded
 from rmexp.models.forks import Fork
+from rmexp.models.fused import fuse, plain
 from rmexp.models.heads import AdaptedModel
 from rmexp.models.output import output_weight, token_logps
 from rmexp.models.packing import moved
@@ -35,6 +38,7 @@ class Forward:
 
     Packed rows are exact for responses of up to `packs` tokens; `obstacle` says why for none.
     `budget` is how many tokens a batch may have, and `most` how many the responses to one prompt.
+    Within `plain` no fused layers run.
     """
 
     start: Callable[[Sequence[Encoded], Sequence[Fork] | None], Tensor]
@@ -42,6 +46,7 @@ class Forward:
     obstacle: str | None = None
     budget: int = 4096
     most: int = 4096
+    plain: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __call__(
         self, batch: Sequence[Encoded], forks: Sequence[Fork] | None = None
@@ -49,12 +54,17 @@ class Forward:
         """Return the batch's numbers, NaN for one that is not finite."""
         return finite(self.start(batch, forks))
 
+    def alone(self, response: Encoded) -> float:
+        """Return a response's number as the library's own layers compute it, by itself."""
+        with self.plain():
+            return self([response])[0]
 
-def scalar_forward(model: Model, pad: int | None) -> Forward:
+
+def scalar_forward(model: Model, pad: int | None, fused: bool = True) -> Forward:
     """Return the forward pass to the rewards of a batch of responses.
 
     `pad` is the tokenizer's pad token: an encoder whose own differs is refused, for it would take
-    padding for text. A decoder never sees it.
+    padding for text. A decoder never sees it. `fused` asks for fused kernels, see `fuse`.
     """
     if not is_decoder(model) and pad != model.config.pad_token_id:
         raise ConfigError(
@@ -68,13 +78,14 @@ def scalar_forward(model: Model, pad: int | None) -> Forward:
 
     if not is_decoder(model):
         return Forward(start, 0, "an encoder attends both ways", *token_budget(model))
-    return _packing_forward(model, start)
+    return _packing_forward(model, start, fused)
 
 
-def logps_forward(model: Model, autocast: str | None = None) -> Forward:
+def logps_forward(model: Model, autocast: str | None = None, fused: bool = True) -> Forward:
     """Return what sums the log-probabilities of a batch of responses' tokens.
 
-    `autocast` names the dtype of the matrix products, None for that of the weights.
+    `autocast` names the dtype of the matrix products, None for that of the weights; `fused` asks
+    for fused kernels, see `fuse`.
     """
     kind = torch.device(first_device(model)).type
     dtype = None if autocast is None else getattr(torch, autocast)
@@ -92,7 +103,7 @@ def logps_forward(model: Model, autocast: str | None = None) -> Forward:
         with mixed():
             return response_logps(model, *_pad(batch, 0), starts, ends, weight, forks)
 
-    return _packing_forward(model, start)
+    return _packing_forward(model, start, fused)
 
 
 def scalar_rewards(
@@ -162,10 +173,13 @@ def finite(values: Tensor) -> list[float]:
 
 
 def _packing_forward(
-    model: Model, start: Callable[[Sequence[Encoded], Sequence[Fork] | None], Tensor]
+    model: Model, start: Callable[[Sequence[Encoded], Sequence[Fork] | None], Tensor], fused: bool
 ) -> Forward:
     obstacle = enable_packing(model)
-    return Forward(start, exact_length(model), obstacle, *token_budget(model))
+    if fused:
+        fuse(model)
+    packs, budgets = exact_length(model), token_budget(model)
+    return Forward(start, packs, obstacle, *budgets, plain=partial(plain, model))
 
 
 def _pad(batch: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ class Column:
     """One model, and what is read from it: its score head, or its response's log-probability.
 
     `autocast` is the dtype of the matrix products where training is in mixed precision, and a
-    policy's log-probabilities are compared with these.
+    policy's log-probabilities are compared with these. `fused` asks for fused kernels on a GPU.
     """
 
     checkpoint: Checkpoint
@@ -30,15 +30,19 @@ class Column:
     device: str
     device_map: str | None = None
     autocast: str | None = None
+    fused: bool = True
 
     def identity(self, cache: Path) -> dict[str, object]:
         """Return what determines the column's values, besides the token ids."""
         from rmexp.models.adapters import find_adapter
+        from rmexp.models.fused import available
 
         head = "own code" if self.checkpoint.trust_remote_code else "float32"
         if self.quantity == "score" and (adapter := find_adapter(self.checkpoint)):
             head = f"{adapter.name} float32"
-        mixed = {"autocast": self.autocast} if self.autocast else {}
+        mixed: dict[str, object] = {"autocast": self.autocast} if self.autocast else {}
+        if self.fused and self.device.startswith("cuda") and available():
+            mixed["fused"] = True
         return {
             "weights": self.checkpoint.fingerprint(cache),
             "reads": self.quantity,
@@ -54,5 +58,6 @@ class Column:
 
         arguments = (self.checkpoint, self.dtype, self.attention, self.device, self.device_map)
         if self.quantity == "score":
-            return forward.scalar_forward(loading.load_scalar(*arguments), pad)
-        return forward.logps_forward(loading.load_policy(*arguments), self.autocast)
+            return forward.scalar_forward(loading.load_scalar(*arguments), pad, self.fused)
+        policy = loading.load_policy(*arguments)
+        return forward.logps_forward(policy, self.autocast, self.fused)

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _SELF_CHECKED = 3  # newly computed responses that are scored again alone, per column
 _SELF_CHECK_LIMIT = 1e-3  # relative difference in fp32 above which the log warns
+_SELF_CHECK_LIMIT_16 = 0.05  # the same where 16 bits are multiplied, some times their own error
 _RAISED = re.compile(r"^rmexp\.errors\.(?:Config|Score)Error: (.*)", re.MULTILINE | re.DOTALL)
 
 
@@ -198,13 +199,14 @@ def _compute(
     work.seconds = time.monotonic() - began
     rng = np.random.default_rng(request.seed)
     for at in rng.choice(len(rows), min(_SELF_CHECKED, len(rows)), replace=False):
-        alone, batched = forward([rows[at]])[0], values[names[at]]
+        alone, batched = forward.alone(rows[at]), values[names[at]]
         if math.isnan(alone) or math.isnan(batched):
             continue
         delta = abs(alone - batched)
         work.max_delta = float(np.fmax(work.max_delta, delta))
         exact = column.dtype == "float32" and column.autocast is None
-        if exact and delta > _SELF_CHECK_LIMIT * max(1.0, abs(alone)):
+        limit = _SELF_CHECK_LIMIT if exact else _SELF_CHECK_LIMIT_16
+        if delta > limit * max(1.0, abs(alone)):
             log.warning("a response scored %g alone and %g in its batch", alone, batched)
     return values, work
 

@@ -110,6 +110,7 @@ def open_reward(
     trust_remote_code: bool = False,
     device: str = "auto",
     device_map: str | None = None,
+    fused: bool = True,
 ) -> ModelReward:
     """Open a reward model without loading its weights.
 
@@ -119,6 +120,7 @@ def open_reward(
     adapter; null takes the one that the adapter names. `device_map` "auto" spreads the weights over
     all GPUs. `reference` has `path` and, from the hub, `revision`; null takes the one in
     `rmexp.json`, and `{path: null}` leaves it out. `date` is what a chat template takes for today.
+    `fused` lets liger-kernel run on a GPU where it is installed.
     Raises ConfigError for whatever cannot work.
     """
     if reader not in ("auto", "scalar", "implicit"):
@@ -137,6 +139,8 @@ def open_reward(
         raise ConfigError(f"model.beta={beta}: give a number above 0")
     if length_normalised not in (None, True, False):
         raise ConfigError(f"model.length_normalised={length_normalised}: use true or false")
+    if not isinstance(fused, bool):
+        raise ConfigError(f"model.fused={fused}: use true or false")
     checkpoint = find_checkpoint(path, revision, trust_remote_code, base)
     trained = checkpoint.rmexp()
     reader = _reader(checkpoint, trained) if reader == "auto" else reader
@@ -153,7 +157,7 @@ def open_reward(
 
             read_adapter(source.adapter)  # what it refuses is known before any data are read
         resolved = dtype or _default_dtype(source, device)
-        return Column(source, quantity, resolved, attention, device, device_map)
+        return Column(source, quantity, resolved, attention, device, device_map, fused=fused)
 
     if reader == "scalar":
         return ScalarReward(name, chat, (column(checkpoint, "score"),))

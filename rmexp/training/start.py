@@ -7,6 +7,7 @@ from pathlib import Path
 from lightning import Trainer
 
 from rmexp.models.backbone import Model, enable_packing
+from rmexp.models.fused import fuse
 from rmexp.scoring.columns import Column
 from rmexp.scoring.model_reward import ModelReward
 from rmexp.scoring.rewards import open_reward
@@ -53,6 +54,7 @@ class Start:
             date=chat.date,
             attention=column.attention,
             device=column.device,
+            fused=column.fused,
         )
 
 
@@ -78,6 +80,8 @@ def build_model(start: Start, objective: Objective, recipe: Recipe) -> Model:
     tokenizer = start.reward.chat.tokenizer
     model = objective.load(column.checkpoint, tokenizer, start.dtype, column.attention, recipe.seed)
     enable_packing(model)
+    if column.fused:
+        fuse(model)
     model.train()
     if recipe.lora_rank is not None:
         add_lora(model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout)

@@ -187,11 +187,9 @@ def test_the_librarys_mask_is_made_for_padded_batches() -> None:
     torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-6)
 
 
-def test_the_budget_follows_from_a_gpus_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """4 * (16 * 32 + 3 * 48) + 8 * 32 = 2,880 bytes a token; half of 36 MB holds 6,250 of them."""
+def test_the_most_that_a_batch_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more tokens nothing is faster; what a GPU's memory holds is measured by scoring."""
     model = made("Llama", SIZES)
     assert token_budget(model) == (2048, 16384)
     monkeypatch.setattr(backbone, "first_device", lambda model: "cuda:1")
-    for free, expected in ((36_000_000, 4096), (10**5, 1024), (10**12, 65536)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2 * free))
-        assert token_budget(model) == (expected, expected)
+    assert token_budget(model) == (65536, 65536)

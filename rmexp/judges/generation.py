@@ -8,14 +8,16 @@ from transformers import GenerationConfig
 
 from rmexp.judges.engine import Answer, Sampling
 from rmexp.models import loading
-from rmexp.scoring.columns import Column
+from rmexp.models.memory import enough_memory
+from rmexp.scoring.columns import TOO_LARGE, Column
 
 
 def load_generator(column: Column) -> Any:
     """Load a causal language model's weights, from safetensors only."""
-    return loading.load_policy(
-        column.checkpoint, column.dtype, column.attention, column.device, column.device_map
-    )
+    with enough_memory(f"{column.checkpoint.name} in {column.dtype}", TOO_LARGE):
+        return loading.load_policy(
+            column.checkpoint, column.dtype, column.attention, column.device, column.device_map
+        )
 
 
 @torch.inference_mode()

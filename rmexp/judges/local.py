@@ -1,7 +1,7 @@
 """A chat model in a local folder: answers made in batches, longest questions first."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from rmexp.judges.engine import TOO_LONG, Answer, Done, Question, Sampling
 from rmexp.models.checkpoints import Checkpoint
 from rmexp.progress import ScoringProgress
 from rmexp.schema import Message
+from rmexp.scoring.budget import run_halving
 from rmexp.scoring.model_reward import ModelReward
-from rmexp.scoring.plan import padded
+from rmexp.scoring.plan import Batch, padded
 from rmexp.scoring.rewards import open_reward
 from rmexp.scoring.score import Settings
 
@@ -63,13 +64,26 @@ class Local:
         lengths = [len(encoded[at]) + sampling.max_tokens for at in fitting]
         model, tokenizer = load_generator(self.policy.columns[0]), chat.tokenizer
         name = self._checkpoint.name
+
+        def make(left: Sequence[int], limit: int) -> Iterator[Batch]:
+            for rows in padded([lengths[at] for at in left], limit):
+                tokens = [lengths[left[at]] for at in rows]
+                yield Batch(tuple(rows), None, sum(tokens), len(tokens) * tokens[0])
+
+        def begin(batch: Batch) -> Callable[[], list[Answer]]:
+            rows = [fitting[at] for at in batch.rows]
+            seed = _seed([questions[at] for at in rows], sampling.seed)
+            made = generate(model, tokenizer, [encoded[at] for at in rows], sampling, seed)
+            return lambda: made
+
+        limit = settings.batch_tokens or _BATCH_TOKENS
         with ScoringProgress(name, len(fitting), sum(lengths)) as progress:
-            for batch in padded(lengths, settings.batch_tokens or _BATCH_TOKENS):
-                rows = [fitting[at] for at in batch]
-                seed = _seed([questions[at] for at in rows], sampling.seed)
-                made = generate(model, tokenizer, [encoded[at] for at in rows], sampling, seed)
+            for batch, made in run_halving(
+                len(fitting), make, begin, limit, "a question and its answer"
+            ):
+                rows = [fitting[at] for at in batch.rows]
                 done([(questions[at], answer) for at, answer in zip(rows, made, strict=True)])
-                progress.advance(len(rows), sum(lengths[at] for at in batch))
+                progress.advance(len(rows), batch.tokens)
 
 
 def open_local(path: str, sampling: Sampling, **settings: Any) -> Local:

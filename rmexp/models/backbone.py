@@ -4,7 +4,6 @@ Packing is for models of which it is known to be exact: decoders whose layers mi
 causal attention alone. `enable_packing` decides, by the config and by trying.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,20 +87,11 @@ def exact_length(model: Model) -> float:
 def token_budget(model: Model) -> tuple[int, int]:
     """Return how many tokens a batch may have, and how many the responses to one prompt.
 
-    On a GPU, both are those that half of its free memory holds, as a power of two, so that the same
-    machine makes the same batches another time.
+    With more of them nothing is faster; a GPU's memory may hold fewer.
     """
-    device = torch.device(first_device(model))
-    if device.type != "cuda":
-        return _CPU_BUDGET, _CPU_MOST
-    free, _ = torch.cuda.mem_get_info(device)
-    config, size = _config(model), model.get_input_embeddings().weight.element_size()
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    # The residual stream, queries, keys and values, gathered ones too, a norm in fp32, and the MLP.
-    token = size * (16 * config.hidden_size + 3 * inner) + 8 * config.hidden_size
-    fitting = max(1024, min(_GPU_BUDGET, free // 2 // token))
-    budget = 2 ** math.floor(math.log2(fitting))
-    return budget, budget
+    if torch.device(first_device(model)).type == "cuda":
+        return _GPU_BUDGET, _GPU_BUDGET
+    return _CPU_BUDGET, _CPU_MOST
 
 
 def check_causal(model: Model) -> None:

@@ -39,6 +39,7 @@ class Forward:
     Packed rows are exact for responses of up to `packs` tokens; `obstacle` says why for none.
     `budget` is how many tokens a batch may have, and `most` how many the responses to one prompt.
     Within `plain` no fused layers run.
+    `devices` are the GPUs that hold weights, whose memory may hold fewer.
     """
 
     start: Callable[[Sequence[Encoded], Sequence[Fork] | None], Tensor]
@@ -47,6 +48,7 @@ class Forward:
     budget: int = 4096
     most: int = 4096
     plain: Callable[[], AbstractContextManager[None]] = nullcontext
+    devices: tuple[str, ...] = ()
 
     def __call__(
         self, batch: Sequence[Encoded], forks: Sequence[Fork] | None = None
@@ -77,7 +79,8 @@ def scalar_forward(model: Model, pad: int | None, fused: bool = True) -> Forward
         return scalar_rewards(model, *_pad(batch, pad or 0), forks)
 
     if not is_decoder(model):
-        return Forward(start, 0, "an encoder attends both ways", *token_budget(model))
+        why = "an encoder attends both ways"
+        return Forward(start, 0, why, *token_budget(model), devices=_gpus(model))
     return _packing_forward(model, start, fused)
 
 
@@ -178,8 +181,19 @@ def _packing_forward(
     obstacle = enable_packing(model)
     if fused:
         fuse(model)
-    packs, budgets = exact_length(model), token_budget(model)
-    return Forward(start, packs, obstacle, *budgets, plain=partial(plain, model))
+    return Forward(
+        start,
+        exact_length(model),
+        obstacle,
+        *token_budget(model),
+        plain=partial(plain, model),
+        devices=_gpus(model),
+    )
+
+
+def _gpus(model: Model) -> tuple[str, ...]:
+    """Return the GPUs that hold weights of the model."""
+    return tuple({str(p.device): None for p in model.parameters() if p.device.type == "cuda"})
 
 
 def _pad(batch: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,7 @@ def load_scalar(
     Raises ConfigError where the head, or anything else, is missing from the weights, and where it
     has another number of outputs than one.
     """
+    place = _place(device, device_map)
     if adapter := find_adapter(checkpoint):
         if checkpoint.adapter is not None:
             raise ConfigError(
@@ -65,7 +66,7 @@ def load_scalar(
                 "read: merge it into its base"
             )
         auto, options = adapter.backbone(checkpoint)
-        backbone, unexpected = _load(auto, checkpoint, dtype, attention, device_map, **options)
+        backbone, unexpected = _load(auto, checkpoint, dtype, attention, place, **options)
         if device_map is None:
             backbone = backbone.to(device)
         model = adapter.complete(checkpoint, backbone, unexpected)
@@ -79,7 +80,7 @@ def load_scalar(
         )
     auto = AutoModelForSequenceClassification
     options = {} if checkpoint.adapter is None else {"num_labels": 1}
-    model, unread = _load(auto, checkpoint, dtype, attention, device_map, **options)
+    model, unread = _load(auto, checkpoint, dtype, attention, place, **options)
     check_unread(checkpoint, model, unread, _LM_HEAD.search)
     for name, module in model.named_children():
         if name != model.base_model_prefix:
@@ -102,7 +103,8 @@ def load_policy(
     Raises ConfigError where weights are missing, and for an architecture that changes its logits in
     a way that `token_logits` does not know.
     """
-    model, unread = _load(AutoModelForCausalLM, checkpoint, dtype, attention, device_map)
+    place = _place(device, device_map)
+    model, unread = _load(AutoModelForCausalLM, checkpoint, dtype, attention, place)
     check_unread(checkpoint, model, unread)
     model = (model if device_map else model.to(device)).eval()
     check_causal(model)
@@ -146,6 +148,8 @@ def from_pretrained(
                 ignore_mismatched_sizes=True,  # so that they are named
                 **options,
             )
+    except torch.OutOfMemoryError:
+        raise
     except LIBRARY_ERRORS as error:
         raise ConfigError(
             f"cannot {purpose} {checkpoint.folder} by its config.json: {reason(error)}"
@@ -207,17 +211,27 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
+def _place(device: str, device_map: str | None) -> str | dict[str, str] | None:
+    """Return where the library is to put each weight as it reads it; None is the CPU.
+
+    So no copy of all of them lies in the host's memory on their way to a GPU.
+    """
+    if device_map is not None or torch.device(device).type == "cpu":
+        return device_map
+    return {"": f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device}
+
+
 def _load(
     auto: Any,
     checkpoint: Checkpoint,
     dtype: str,
     attention: str | None,
-    device_map: str | None,
+    place: str | dict[str, str] | None,
     **options: Any,
 ) -> tuple[Model, set[str]]:
     """Return the model, and the names of the weights that it leaves unread."""
-    if device_map is not None:
-        options["device_map"] = device_map
+    if place is not None:
+        options["device_map"] = place
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model, info = from_pretrained(auto, checkpoint, dtype, attention, "load", **options)

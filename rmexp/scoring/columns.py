@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 Values = NDArray[np.float64]
 
+# What to do about a model that a GPU does not hold.
+TOO_LARGE = (
+    "give model.dtype=bfloat16, spread it over all GPUs with model.device_map=auto, or end what "
+    "else uses this one"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -53,11 +59,16 @@ class Column:
         }
 
     def load(self, pad: int | None) -> "Forward":
-        """Load the weights and return the forward pass."""
+        """Load the weights and return the forward pass.
+
+        Raises ConfigError for whatever cannot work, too little memory among it.
+        """
         from rmexp.models import forward, loading
+        from rmexp.models.memory import enough_memory
 
         arguments = (self.checkpoint, self.dtype, self.attention, self.device, self.device_map)
-        if self.quantity == "score":
-            return forward.scalar_forward(loading.load_scalar(*arguments), pad, self.fused)
-        policy = loading.load_policy(*arguments)
-        return forward.logps_forward(policy, self.autocast, self.fused)
+        with enough_memory(f"{self.checkpoint.name} in {self.dtype}", TOO_LARGE):
+            if self.quantity == "score":
+                return forward.scalar_forward(loading.load_scalar(*arguments), pad, self.fused)
+            policy = loading.load_policy(*arguments)
+            return forward.logps_forward(policy, self.autocast, self.fused)

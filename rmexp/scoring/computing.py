@@ -6,7 +6,7 @@ import multiprocessing
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -18,6 +18,7 @@ import numpy as np
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.models.chat import Encoded
 from rmexp.progress import ScoringProgress
+from rmexp.scoring.budget import measured_budget, run_halving
 from rmexp.scoring.columns import Column
 from rmexp.scoring.plan import Batch, plan, shares
 from rmexp.scoring.store import ScoreStore
@@ -214,33 +215,23 @@ def _compute(
 def _batches(
     forward: "Forward", rows: Sequence[Encoded], batch_tokens: int | None
 ) -> Iterator[tuple[Batch, list[float]]]:
-    """Yield batches and their numbers; where a device's memory is too small, the budget halves.
+    """Yield batches and their numbers.
 
-    Raises ScoreError where it is too small for one response.
+    Without `batch_tokens` a batch has as many tokens as are fast, or as many of these as a GPU's
+    memory holds.
     """
-    from torch import OutOfMemoryError, cuda
+    from rmexp.models.forward import finite
 
     budget, most = (batch_tokens or own for own in (forward.budget, forward.most))
-    left = list(range(len(rows)))
-    while left:
-        done: set[int] = set()
-        for part in plan([rows[at] for at in left], budget, forward.packs, most):
-            batch = part._replace(rows=tuple(left[at] for at in part.rows))
-            try:
-                numbers = forward([rows[at] for at in batch.rows], batch.forks)
-            except OutOfMemoryError as error:
-                if len(batch.rows) == 1:
-                    raise ScoreError(
-                        f"the device's memory does not hold a response of {batch.tokens} tokens: "
-                        "give a smaller model.max_length or model.dtype, or spread the model with "
-                        "model.device_map=auto"
-                    ) from error
-                most = batch.padded // 2
-                budget = min(budget, most)
-                break
-            done.update(batch.rows)
-            yield batch, numbers
-        left = [at for at in left if at not in done]
-        if left:  # outside the handler, whose error holds on to what did not fit
-            cuda.empty_cache()
-            log.warning("the device is out of memory: on with batches of %d tokens", budget)
+    if forward.devices and batch_tokens is None:
+        budget = most = measured_budget(forward, rows)
+        log.info("the GPU's memory holds batches of %d tokens", budget)
+
+    def make(left: Sequence[int], limit: int) -> Iterator[Batch]:
+        return plan([rows[at] for at in left], min(budget, limit), forward.packs, limit)
+
+    def begin(batch: Batch) -> Callable[[], list[float]]:
+        return partial(finite, forward.start([rows[at] for at in batch.rows], batch.forks))
+
+    on_gpu = bool(forward.devices)
+    yield from run_halving(len(rows), make, begin, most, "a response", ahead=on_gpu)

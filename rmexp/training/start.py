@@ -86,5 +86,8 @@ def build_model(start: Start, objective: Objective, recipe: Recipe) -> Model:
     if recipe.lora_rank is not None:
         add_lora(model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout)
     if recipe.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        # Its name before version 5.2x of the library.
+        old = "gradient_checkpointing_enable"
+        enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, old)
+        enable({"use_reentrant": False})
     return model

@@ -36,6 +36,7 @@ from rmexp.files import cache_folder
 from rmexp.models.backbone import enable_packing
 from rmexp.models.chat import Chat
 from rmexp.models.forward import logps_forward, scalar_forward
+from rmexp.models.fused import fuse
 from rmexp.models.loading import to_float
 from rmexp.schema import Example, Message
 from rmexp.scoring.computing import Request, compute
@@ -406,6 +407,7 @@ class Trained:
         """Train with this project's module and batches; references are computed before."""
         model = self.model(objective)
         enable_packing(model)
+        fuse(model)
         pairs = self.pairs
         if objective == "dpo":
             rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]

@@ -14,8 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from rmexp.cli.commands import launch, run_command
-from rmexp.cli.configs import benchmark_config, benchmarks, build, resolve
+from rmexp.cli.commands import help_command, launch, run_command
+from rmexp.cli.configs import benchmark_config, benchmarks, build
 from rmexp.cli.parts import keyed, model_config, settings
 from rmexp.cli.sweeps import child_name, find_sweep
 from rmexp.errors import ConfigError
@@ -123,8 +123,8 @@ def tags(config: dict[str, Any]) -> dict[str, str]:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train_rm")
 def main(config: DictConfig) -> None:
     """Train under Hydra; a process that another one started helps that one, and tracks nothing."""
-    if together(config.trainer) and rank() > 0:
-        train(resolve(config), Path(HydraConfig.get().runtime.output_dir), None)
+    if together(config.trainer) and (number := rank()) > 0:
+        help_command(config, train, number)
     else:
         run_command(config, train, tags)
 

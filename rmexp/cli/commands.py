@@ -157,6 +157,20 @@ def run_command(
             sweeps.free_memory()
 
 
+def help_command(
+    config: DictConfig, task: Callable[[dict[str, Any], Path, None], object], number: int
+) -> None:
+    """Run a task in process `number` of several: the run and its end are those of the first."""
+    out_dir = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        task(resolve(config), out_dir, None)
+    except BaseException as error:
+        _failed.append(out_dir)
+        if not isinstance(error, Exception):
+            raise  # the first process has sent the signal
+        _say(error, out_dir, f"process {number}: ")
+
+
 def _run(
     config: dict[str, Any],
     out_dir: Path,
@@ -213,20 +227,26 @@ def _report(error: BaseException, out_dir: Path, status: Mapping[str, object], g
         (reason, mend), ended = full, "FAILED"
         log.error("%s: %s, then %s", reason, mend.format(out_dir), go_on)
     else:
-        reason, ended = secrets.redact(str(error) or type(error).__name__), "FAILED"
-        if isinstance(error, RmexpError):
-            log.error("%s", reason)
-        else:
-            log.error(
-                "unexpected, %s: %s: the log in %s has the traceback, which is a mistake of rmexp "
-                "or of what it calls",
-                *(_where(error), reason.splitlines()[0], out_dir),
-                exc_info=error,  # which the terminal leaves out
-            )
+        reason, ended = _say(error, out_dir), "FAILED"
     try:
         write_status(out_dir, {**status, "status": ended, "error": reason})
     except OSError as lost:
         log.error("run.json could not be written (%s)", lost.strerror)
+
+
+def _say(error: BaseException, out_dir: Path, who: str = "") -> str:
+    """Log an error in a line that begins with `who`, and return what it says."""
+    reason = secrets.redact(str(error) or type(error).__name__)
+    if isinstance(error, RmexpError):
+        log.error("%s%s", who, reason)
+    else:
+        log.error(
+            "%sunexpected, %s: %s: the log in %s has the traceback, which is a mistake of rmexp "
+            "or of what it calls",
+            *(who, _where(error), reason.splitlines()[0], out_dir),
+            exc_info=error,  # which the terminal leaves out
+        )
+    return reason
 
 
 def _where(error: BaseException) -> str:

@@ -1,7 +1,6 @@
 """Lightning's part of training: the trainer, how long it trains, and the fit."""
 
 import logging
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +9,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from rmexp.errors import ConfigError, no_room
-from rmexp.signals import Killed
 from rmexp.tracking.runs import Run
 from rmexp.training.batches import Batches
 from rmexp.training.logger import RunLogger
 from rmexp.training.module import PreferenceModule
 from rmexp.training.options import make_trainer
+from rmexp.training.processes import watch_processes
 from rmexp.training.recipe import Recipe
 from rmexp.training.resuming import LastCheckpoint, WholeCheckpoints
 
@@ -56,6 +55,7 @@ def open_trainer(
         default_root_dir=folder.parent,
     )
     trainer.strategy.checkpoint_io = WholeCheckpoints()
+    watch_processes(trainer)
     # Its own talk to the other processes within the handler, which may wait for ever, and requeue.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
@@ -132,8 +132,4 @@ def fit(
             f"training stopped ({str(error).strip() or type(error).__name__}): mend that, and go "
             f"on with resume=true out_dir={folder.parent}"
         ) from error
-    except Killed:
-        if trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.SIGTERM)
-        raise
     return Path(best) if val is not None and best else folder / "last.ckpt"

@@ -85,5 +85,5 @@ def test_a_file_without_a_size_is_refused(tmp_path):
 def test_each_published_file_has_its_source_in_the_readme():
     readme = (PUBLISHED / "README.md").read_text()
     files = sorted(path.name for path in PUBLISHED.glob("*.csv"))
-    assert len(files) == 11
+    assert len(files) == 12
     assert [name for name in files if f"`{name}`" not in readme] == []

@@ -585,6 +585,30 @@ def test_an_unknown_choice_lists_the_others(command, word, options):
     assert command.runs() == []
 
 
+def test_an_ensemble_of_two_files(command):
+    """Where one member is always right and the other undecided, both together are right."""
+    examples = Toy(limit=2).load().examples
+    files = []
+    for name, chosen in (("right", [1, 2, 3]), ("flat", [0, 0, 0])):
+        rows = [{"id": e.id, "chosen": chosen, "rejected": [0, 0, 0]} for e in examples]
+        files.append(write_lines(command.top / f"{name}.jsonl", rows))
+    members = ",".join(f"{{name: recorded, path: {file}}}" for file in files)
+    done = command("model=ensemble", f"model.members=[{members}]", "bench.limit=2")
+    assert done.code == 0, done.err
+    assert done.metrics["toy/reading/average"] == 1.0
+    assert (
+        done.run().data.tags["rmexp.reward"] == "mean of recorded (recorded), recorded (recorded)"
+    )
+    for words, message in (
+        ("[right,recorded]", "model.members: there is no model right"),
+        ("right", "model.members=right: give names of models"),
+        ("[{name: recorded, pth: x}]", "model.members: recorded has no pth"),
+    ):
+        refused = command("model=ensemble", f"model.members={words}", out="refused")
+        assert refused.code == 1
+        assert message in refused.err
+
+
 def test_an_unknown_key_is_hydras_own_message(command):
     done = command("bench.nonsense=1")
     assert done.code == 1

@@ -28,6 +28,7 @@ CASES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group
 MODELS = [name for group, name in CASES if group == "model" and name not in NOT_MODELS]
 # What only the user knows.
 MANDATORY = {
+    ("model", "ensemble"): {"members"},
     ("model", "judge"): {"path"},
     ("model", "local"): {"path"},
     ("model", "pairwise"): {"path", "chat_template"},
@@ -47,7 +48,7 @@ def composed(*overrides: str, command: str = "eval_rm"):
 
 def test_every_file_is_a_case():
     assert len(CASES) == sum(len(list((CONF / group).glob("*.yaml"))) for group in GROUPS)
-    assert len([group for group, _ in CASES if group == "model"]) == 57
+    assert len([group for group, _ in CASES if group == "model"]) == 58
     assert len([group for group, _ in CASES if group == "bench"]) >= 5
     assert len([group for group, _ in CASES if group == "scores"]) == 9
     assert len([group for group, _ in CASES if group == "policy"]) == 8

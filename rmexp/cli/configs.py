@@ -100,24 +100,34 @@ def build(config: Mapping[str, Any], **more: object) -> Any:
 
 
 def benchmarks() -> list[str]:
-    """Return the names that `bench=` takes: the files of conf/bench and of one's own folders.
+    """Return the names that `bench=` takes; see `choices`."""
+    return choices("bench")
+
+
+def choices(group: str) -> list[str]:
+    """Return the names that a group takes: its files in conf/ and in one's own folders.
 
     Own folders are those of `--config-dir` and `hydra.searchpath`; a command is running.
     """
     from hydra.core.global_hydra import GlobalHydra
 
     loader = GlobalHydra.instance().config_loader()
-    names: list[str] = loader.get_group_options("bench", overrides=_searchpath())
+    names: list[str] = loader.get_group_options(group, overrides=_searchpath())
     return names
 
 
 def benchmark_config(name: str) -> dict[str, Any]:
     """Return the config that `bench=<name>` stands for, as its file and its defaults say."""
+    return choice_config("bench", name)
+
+
+def choice_config(group: str, name: str) -> dict[str, Any]:
+    """Return the config that `<group>=<name>` stands for, as its file and its defaults say."""
     from hydra import compose
 
-    config = OmegaConf.to_container(compose(overrides=[f"+bench={name}", *_searchpath()]))
+    config = OmegaConf.to_container(compose(overrides=[f"+{group}={name}", *_searchpath()]))
     assert isinstance(config, dict)
-    return {str(key): value for key, value in config["bench"].items()}
+    return {str(key): value for key, value in config[group].items()}
 
 
 def _searchpath() -> list[str]:

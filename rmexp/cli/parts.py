@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rmexp.cli.configs import folder, whole
+from rmexp.cli.configs import choice_config, choices, folder, whole
+from rmexp.errors import ConfigError
 from rmexp.tracking.identity import result_key
 
 if TYPE_CHECKING:
@@ -42,11 +43,35 @@ def settings(config: Mapping[str, Any]) -> "Settings":
 
 
 def model_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the model's config, where `path` is a copy of what `model.uri` names, if it does."""
+    """Return the model's config, where `path` is a copy of what `model.uri` names, if it does.
+
+    An ensemble's members become the configs that their names stand for.
+    """
     model = dict(config["model"])
+    if "members" in model:
+        model["members"] = _members(config, model["members"])
     if uri := model.pop("uri", None):
         from rmexp.tracking.models import fetch_model
 
         downloads = folder(config, "store_dir") / "downloaded"
         model["path"] = str(fetch_model(config["tracking"]["uri"], uri, downloads))
     return model
+
+
+def _members(config: Mapping[str, Any], members: object) -> list[dict[str, Any]]:
+    """Return the configs of an ensemble's members, names or mappings with a name and settings."""
+    wanted = "give names of models, or {name: recorded, path: FILE}, as model.members=[A,B]"
+    if not isinstance(members, list):
+        raise ConfigError(f"model.members={members}: {wanted}")
+    found = []
+    for member in members:
+        more = dict(member) if isinstance(member, Mapping) else {"name": member}
+        name = more.pop("name", None)
+        if name not in choices("model") or name == "ensemble":
+            raise ConfigError(f"model.members: there is no model {name}; {wanted}")
+        model = choice_config("model", name)
+        if unknown := sorted(set(more) - set(model)):
+            keys = ", ".join(model)
+            raise ConfigError(f"model.members: {name} has no {unknown[0]}, choose from {keys}")
+        found.append(model_config({**config, "model": model | more}))
+    return found

@@ -17,7 +17,7 @@ from rmexp.files import PUBLISHED, ROOT
 from rmexp.outside import read_yaml
 
 MODELS = ROOT / "conf" / "model"
-NOT_MODELS = ("judge", "local", "mlflow", "pairwise", "recorded")  # ways to give one
+NOT_MODELS = ("ensemble", "judge", "local", "mlflow", "pairwise", "recorded")  # ways to give one
 _SIZE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[BM]\b")
 
 

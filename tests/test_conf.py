@@ -35,6 +35,7 @@ MANDATORY = {
     ("model", "mlflow"): {"uri"},
     ("model", "recorded"): {"path"},
     ("bench", "preference"): {"path"},
+    ("bench", "teacher"): {"path"},
     ("scores", "table"): {"path"},
     ("scores", "mlflow"): {"metrics"},
     ("policy", "table"): {"path"},

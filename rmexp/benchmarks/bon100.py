@@ -69,8 +69,8 @@ class BestOf100:
             return []
         rewards = [ranked(row) for row in scored]
         return [
-            *_agreement(self.name, scored, rewards),
-            *_curve(self.name, scored, rewards),
+            *agreement_metrics(self.name, scored, rewards),
+            *curve_metrics(self.name, scored, rewards),
             *_places(self.name, scored, rewards),
         ]
 
@@ -87,9 +87,10 @@ def ranked(row: ScoredExample) -> tuple[float, ...]:
     return tuple(-math.inf if math.isnan(reward) else reward for reward in rewards)
 
 
-def _agreement(
+def agreement_metrics(
     name: str, scored: Sequence[ScoredExample], rewards: Sequence[Sequence[float]]
 ) -> list[Metric]:
+    """Return the rank correlations of `rewards` with the recorded ones, prompt by prompt."""
     from scipy.stats import kendalltau, spearmanr
 
     rows = [
@@ -110,9 +111,10 @@ def _agreement(
     ]
 
 
-def _curve(
+def curve_metrics(
     name: str, scored: Sequence[ScoredExample], rewards: Sequence[Sequence[float]]
 ) -> list[Metric]:
+    """Return the best-of-n curve by `rewards`, the highest possible, and some of its points."""
     count = min(len(row.recorded) for row in scored)
     every = range(len(scored))
     series = {

@@ -170,7 +170,7 @@ class PairParser:
         return row.number(rating), row.text(names.answer)
 
     def _prompt(self, row: Row) -> tuple[Message, ...]:
-        prompt, flaw = _with_system(row, _given_prompt(row, self._columns), self._columns)
+        prompt, flaw = read_prompt(row, self._columns)
         if flaw:
             raise DataError(f"{flaw} at {row.place}: correct the row, or leave it out of the file")
         return prompt
@@ -257,12 +257,20 @@ def read_lists(row: Row, id: str, subset: str, columns: Columns = Columns()) -> 
 
     They answer `prompt`, which is as in `read_pair`. An empty list is a flaw.
     """
-    prompt, flaw = _with_system(row, _given_prompt(row, columns), columns)
+    prompt, flaw = read_prompt(row, columns)
     chosen, rejected = _texts(row, columns.chosen), _texts(row, columns.rejected)
     for column, texts in ((columns.chosen, chosen), (columns.rejected, rejected)):
         if not texts:
             flaw = f"{column!r} is empty"
     return Entry(Example(id, subset, prompt, chosen, rejected), row, flaw)
+
+
+def read_prompt(row: Row, columns: Columns = Columns()) -> tuple[tuple[Message, ...], str | None]:
+    """Return a row's prompt, with the column `system` as its first turn, and what is wrong with it.
+
+    It is as in `read_pair`.
+    """
+    return _with_system(row, _given_prompt(row, columns), columns)
 
 
 def _texts(row: Row, column: str) -> tuple[str, ...]:

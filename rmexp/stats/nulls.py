@@ -3,6 +3,7 @@
 A benchmark on which one of these is far above chance can be won without reading.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -30,9 +31,13 @@ def null_metrics(
 
     The benchmark's own rule decides, ties being wrong where they are. The rewards are a response's
     length in characters, the same negative, and its marks of Markdown; of random ones the metric is
-    a mean over draws. `is_part` tells what is only a part.
+    a mean over draws. `is_part` tells what is only a part. There is nothing where the headline has
+    no highest value: it is no score that a null could reach.
     """
     if not all(row.lengths for row in scored):
+        return []
+    needed = _needed(metrics(scored), headline)
+    if any(isinstance(one, Mean) and one.bounds[1] == math.inf for one in needed):
         return []
     found: list[Metric] = []
     for null in NULLS:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from transformers import AutoModel, AutoModelForCausalLM
+from transformers.models.mistral import modeling_mistral
 
 from rmexp.models import backbone
 from rmexp.models.backbone import enable_packing, exact_length, hidden_states, token_budget
@@ -109,26 +110,66 @@ def test_a_given_attention_is_used() -> None:
     assert enable_packing(model) == "it caps its attention's logits"
 
 
-def test_sequences_beyond_a_sliding_window_run_as_they_are() -> None:
-    """Up to the window all attention is plain; the row of 50 tokens needs the library's mask."""
-    model = made("Mistral", {**SIZES, "sliding_window": 45})
-    batch = rows((5, 10))
-    lengths = torch.tensor([45, 50, 25])
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(r.ids) for r in batch], batch_first=True)
-    at = (torch.arange(3), lengths - 1)
+BEYOND = [Fork(40, (0, 1)), Fork(40, (2, 3)), Fork(0, (4,))]
+
+
+def alone(model: Any) -> torch.Tensor:
+    """Return the library's states of sequences within a window of 45 tokens and beyond it."""
     with torch.inference_mode():
-        expected = torch.stack(
-            [model.base_model(torch.tensor([r.ids])).last_hidden_state[0, -1] for r in batch]
-        )
-        assert enable_packing(model) is None
-        assert exact_length(model) == 45
-        forks = find_forks(batch)
-        found = hidden_states(model, ids, lengths, forks)(*at)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-        model.config.sliding_window = None  # and were they packed, they would differ
-        wrong = hidden_states(model, ids, lengths, forks)(*at)
-    assert (wrong - expected).abs()[1].max() > 1e-2
-    torch.testing.assert_close(wrong[0], expected[0], rtol=0, atol=1e-5)
+        ids = [torch.tensor([row.ids]) for row in rows((5, 4, 10, 30))]
+        return torch.stack([model.base_model(one).last_hidden_state[0, -1] for one in ids])
+
+
+def together(model: Any) -> torch.Tensor:
+    """Return the same states from one run of all of them."""
+    batch = [torch.tensor(row.ids) for row in rows((5, 4, 10, 30))]
+    lengths = torch.tensor([len(row) for row in batch])
+    ids = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
+    with torch.inference_mode():
+        return hidden_states(model, ids, lengths, BEYOND)(torch.arange(5), lengths - 1)
+
+
+@pytest.mark.parametrize("kind", ["Mistral", "Qwen2", "Gemma3Text"])
+def test_sequences_beyond_a_sliding_window_share_nothing_and_are_not_padded(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layouts: list[Packing] = []
+    monkeypatch.setattr(
+        backbone, "Packing", lambda *parts: layouts.append(Packing(*parts)) or layouts[-1]
+    )
+    sizes = {**SIZES, "head_dim": 8, "sliding_window": 45}
+    if kind != "Mistral":
+        sizes |= {"layer_types": ["sliding_attention", "full_attention"]}
+        sizes |= {"use_sliding_window": True}
+    model = made(kind, sizes)
+    expected = alone(model)
+    assert enable_packing(model) is None
+    assert exact_length(model) == 45
+    torch.testing.assert_close(together(model), expected, rtol=0, atol=1e-5)
+    assert layouts[-1].tokens == (40 + 5 + 4) + 50 + 70 + 25
+    assert layouts[-1].longest_sharing == 45
+
+
+def test_layers_that_do_not_tell_of_their_window_run_padded_beyond_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The library's mask knows of it in any case."""
+    attend = modeling_mistral.MistralAttention.forward
+
+    def forward(module: Any, *parts: Any, **options: Any) -> Any:
+        window, module.config.sliding_window = module.config.sliding_window, None
+        made = attend(module, *parts, **options)
+        module.config.sliding_window = window
+        return made
+
+    monkeypatch.setattr(modeling_mistral.MistralAttention, "forward", forward)
+    model = made("Mistral", {**SIZES, "sliding_window": 45})
+    expected = alone(model)
+    assert enable_packing(model) is None
+    assert exact_length(model) == 45
+    torch.testing.assert_close(together(model), expected, rtol=0, atol=1e-5)
+    setattr(model.base_model, backbone._TOLD, True)  # and were they packed, they would differ
+    assert (together(model) - expected).abs()[2:4].max() > 1e-2
 
 
 def test_stretched_positions_bound_the_length() -> None:

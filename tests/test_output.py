@@ -93,6 +93,20 @@ def test_the_gradient_is_that_of_the_logits(scaling: str, bias: bool) -> None:
         )
 
 
+def test_no_token_and_autocast_while_going_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without tokens the gradient is 0; and what autocast would lower stays fp32."""
+    model = Decoder(False)
+    hidden, targets, weights = some()
+    none = token_logps(model, hidden[:0], model.head.weight, targets[:0])
+    assert not torch.autograd.grad(none.sum(), [model.head.weight])[0].any()
+    monkeypatch.setitem(output._KEPT_BYTES, "cpu", 0)
+    expected = torch.autograd.grad(by_hand(model, hidden, targets), [model.head.weight], weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        logps = token_logps(model, hidden, model.head.weight, targets)
+        found = torch.autograd.grad(logps, [model.head.weight], weights)
+    torch.testing.assert_close(found, expected, rtol=0, atol=3e-6)
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_frozen_embedding_keeps_nothing(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under LoRA the states' gradient alone is made, and with the logits: no pass comes after."""

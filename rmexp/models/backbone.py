@@ -4,6 +4,7 @@ Packing is for models of which it is known to be exact: decoders whose layers mi
 causal attention alone. `enable_packing` decides, by the config and by trying.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ States = Callable[[Tensor, Tensor], Tensor]  # of rows and positions `(n,)`: sta
 _CPU_BUDGET, _GPU_BUDGET = 2048, 65536  # tokens; with more of them nothing is faster
 _CPU_MOST = 16384  # tokens of one prompt's responses: slower than fewer, but for what they share
 _FULL, _WINDOW = "full_attention", "sliding_attention"
+_TOLD = "rmexp_windows"  # where a backbone keeps whether its layers tell of their windows
 
 
 def hidden_states(
@@ -29,17 +31,22 @@ def hidden_states(
     """Run the backbone and return a function that reads its last hidden states.
 
     `ids` is `(batch, length)`, padded on the right, and `lengths` `(batch,)`. With `forks`, which
-    name every row of the batch once, what a fork's rows share is run once, where that is exact.
+    name every row of the batch once, no padding is run, and what a fork's rows share is run once,
+    where that is exact.
 
     States are where `first_device` says. If all tensors are on the CPU, also those to read, nothing
     waits for that device.
     """
     device = torch.device(first_device(model))
-    if forks is None or int(lengths.max()) > exact_length(model):
+    longest = int(lengths.max())
+    if forks is None or longest > _packed_length(model):
         padded = _run(model, input_ids=moved(ids, device))
         there = padded.device  # the last layer may lie on another device than the ids
         return lambda rows, at: padded[moved(rows, there), moved(at, there)].to(device)
-    layout = Packing(forks, lengths.tolist())
+    counts = lengths.tolist()
+    if longest > exact_length(model):
+        forks = _apart(forks, counts, exact_length(model))
+    layout = Packing(forks, counts)
     packed, positions = (moved(part, device) for part in layout.pack(ids))
     # A mask of four dimensions is one that the library leaves as it is; the attention ignores it.
     mask = torch.empty(1, 1, 1, 0, device=device)
@@ -57,31 +64,61 @@ def enable_packing(model: Model) -> str | None:
     if not _attends_causally(model):
         return "it attends both ways"
     before = config._attn_implementation
-    packing.register()
-    model.base_model.set_attn_implementation(packing.NAME)
-    if config._attn_implementation != packing.NAME or not _packs_exactly(model):
+    windows: list[int | None] = []
+    with packing.watched(windows):
+        model.base_model.set_attn_implementation(packing.NAME)
+        exact = config._attn_implementation == packing.NAME and _packs_exactly(model)
+    if not exact:
         model.base_model.set_attn_implementation(before)
         return f"{type(model.base_model).__name__} gives other numbers in a packed row"
+    setattr(model.base_model, _TOLD, windows == _layer_windows(config))
     return None
 
 
 def exact_length(model: Model) -> float:
-    """Return the length up to which sequences may be packed, 0 where none may.
+    """Return the length up to which sequences may be packed and share tokens, 0 where none may.
 
     Within a sliding window all attention is plain, and so are rotary positions within the length
     beyond which they are stretched by the longest sequence that runs.
     """
+    return min(_packed_length(model), _window(_config(model)))
+
+
+def _packed_length(model: Model) -> float:
+    """Return the length up to which sequences may be packed, sharing tokens or not."""
     config = _config(model)
     if config._attn_implementation != packing.NAME:
         return 0
     dropout = getattr(config, "attention_dropout", 0) or getattr(config, "attn_pdrop", 0)
     if model.training and dropout:
         return 0
-    limits = [float("inf")]
-    window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True):
-        limits.append(window)
+    limits = [math.inf if getattr(model.base_model, _TOLD, False) else _window(config)]
     return min(limits + _stretched_beyond(config, getattr(config, "rope_parameters", None)))
+
+
+def _window(config: Any) -> float:
+    """Return to how many tokens a layer attends at most, itself among them."""
+    window = getattr(config, "sliding_window", None)
+    slides = window is not None and getattr(config, "use_sliding_window", True)
+    return float(window) if slides else math.inf
+
+
+def _layer_windows(config: Any) -> list[int | None]:
+    """Return each layer's window, as the config has it."""
+    window = None if _window(config) == math.inf else config.sliding_window
+    kinds = getattr(config, "layer_types", None) or [_WINDOW] * config.num_hidden_layers
+    return [window if kind == _WINDOW else None for kind in kinds]
+
+
+def _apart(forks: Sequence[Fork], lengths: Sequence[int], most: float) -> list[Fork]:
+    """Let the sequences of forks with one of more than `most` tokens share nothing."""
+    parts = (
+        [fork]
+        if max(lengths[row] for row in fork.rows) <= most
+        else [Fork(0, (row,)) for row in fork.rows]
+        for fork in forks
+    )
+    return [fork for part in parts for fork in part]
 
 
 def token_budget(model: Model) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from rmexp.models.packing import moved
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Compute a number a response: `forward(batch)`, or in a packed row with `forks`.
+    """Compute a number a response: `forward(batch)`, or with `forks` what they share once.
 
     `start` gives the numbers as a tensor `(batch,)`, which a GPU may still be computing; `finite`
     waits for them.
@@ -76,7 +76,7 @@ def scalar_forward(model: Model, pad: int | None, fused: bool = True) -> Forward
 
     @torch.inference_mode()
     def start(batch: Sequence[Encoded], forks: Sequence[Fork] | None) -> Tensor:
-        return scalar_rewards(model, *_pad(batch, pad or 0), forks)
+        return scalar_rewards(model, *_pad(batch, pad or 0), forks or _apart(batch))
 
     if not is_decoder(model):
         why = "an encoder attends both ways"
@@ -104,7 +104,8 @@ def logps_forward(model: Model, autocast: str | None = None, fused: bool = True)
         starts = torch.tensor([row.start for row in batch])
         ends = torch.tensor([row.end for row in batch])
         with mixed():
-            return response_logps(model, *_pad(batch, 0), starts, ends, weight, forks)
+            padded = _pad(batch, 0)
+            return response_logps(model, *padded, starts, ends, weight, forks or _apart(batch))
 
     return _packing_forward(model, start, fused)
 
@@ -194,6 +195,11 @@ def _packing_forward(
 def _gpus(model: Model) -> tuple[str, ...]:
     """Return the GPUs that hold weights of the model."""
     return tuple({str(p.device): None for p in model.parameters() if p.device.type == "cuda"})
+
+
+def _apart(batch: Sequence[Encoded]) -> list[Fork] | None:
+    """Return responses that share nothing as forks; one alone runs as the library runs it."""
+    return [Fork(0, (row,)) for row in range(len(batch))] if len(batch) > 1 else None
 
 
 def _pad(batch: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor]:

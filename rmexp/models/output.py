@@ -107,18 +107,19 @@ class _TokenLogps(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, rows, slopes = ctx.saved_tensors
         of_hidden, of_weight, *_ = ctx.needs_input_grad
-        total = None
         grad = grad.unsqueeze(1)
+        total = None
         if of_weight:
-            kept = len(slopes)
-            scaled = (grad * hidden).to(hidden.dtype)
-            total = _product(slopes.T, scaled[:kept])
-            for part in _parts(kept, len(hidden), slopes.shape[1]):
-                _, slope = _with_slope(hidden[part], weight, targets[part], ctx.scaling)
-                total += _product(slope.T, scaled[part])
+            (kept, vocabulary), scaled = slopes.shape, (grad * hidden).to(hidden.dtype)
+            total = grad.new_zeros(vocabulary, hidden.shape[1])
+            with torch.autocast(hidden.device.type, enabled=False):
+                if kept:
+                    total = _product(slopes.T, scaled[:kept])
+                for part in _parts(kept, len(hidden), vocabulary):
+                    _, slope = _with_slope(hidden[part], weight, targets[part], ctx.scaling)
+                    total += _product(slope.T, scaled[part])
             total = total.to(ctx.dtypes[1])
-        of_rows = (grad * rows).to(ctx.dtypes[0]) if of_hidden else None
-        return of_rows, total, None, None, None
+        return (grad * rows).to(ctx.dtypes[0]) if of_hidden else None, total, None, None, None
 
 
 def _with_slope(

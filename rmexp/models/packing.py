@@ -1,10 +1,11 @@
 """Packed rows: many sequences side by side without padding, what they share lying there once.
 
 Whatever a decoder does with a token alone runs on the row as it is. Its attention runs on the
-sequences: `register` makes the function known to the library, which calls it in every layer.
+sequences: `watched` makes the function known to the library, which calls it in every layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
@@ -60,6 +61,9 @@ class Packing:
         self._begin, self._shared, self._own = torch.tensor(places).unbind(1)
         self._lengths = torch.tensor(lengths)
         self.longest = max(lengths)
+        self.longest_sharing = max(
+            (lengths[row] for fork in forks if fork.shared for row in fork.rows), default=0
+        )
         pieces = [*shared, *chain.from_iterable(own)]
         attending = [sum(counts) for counts in own[: len(shared)]]
         self._parts = Parts(
@@ -70,11 +74,6 @@ class Packing:
         )
         self._moved: dict[torch.device, Parts] = {}
         self._unpacked: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def sharing(self) -> bool:
-        """Whether any tokens are shared."""
-        return self._parts.shared > 0
 
     def at(self, rows: Tensor, positions: Tensor) -> Tensor:
         """Return where in the packed row the tokens `(n,)` of a padded batch lie."""
@@ -171,7 +170,7 @@ def attention(
     window = sliding_window
     if window is not None and window >= packing.longest:
         window = None  # it is not felt
-    if window is not None and packing.sharing:
+    if window is not None and window < packing.longest_sharing:
         raise ValueError("a window that reaches into what is shared is not known to packed rows")
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
@@ -265,7 +264,18 @@ class _Merged(torch.autograd.Function):
         return None, *grads, None, None, None
 
 
-def register() -> None:
-    """Make the attention function, and the masks of unpacked batches, known to the library."""
-    AttentionInterface.register(NAME, attention)
+@contextmanager
+def watched(windows: list[int | None]) -> Iterator[None]:
+    """Make the attention known to the library, and note meanwhile what window each layer has."""
+
+    def watching(module: nn.Module, *parts: Any, **options: Any) -> tuple[Tensor, None]:
+        if options.get("packing") is not None:
+            windows.append(options.get("sliding_window"))
+        return attention(module, *parts, **options)
+
     AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionInterface.register(NAME, watching)
+    try:
+        yield
+    finally:
+        AttentionInterface.register(NAME, attention)

@@ -31,7 +31,8 @@ demo: model ## Train the embedded model by BT and DPO, and compare them with it 
 leaderboard: $(STAMP) ## Write the evaluations of an experiment as one page (EXPERIMENT=NAME)
 	@$(BIN)/python leaderboard.py $(if $(EXPERIMENT),"tracking.experiment='$(EXPERIMENT)'") $(ARGS)
 
-ui: $(STAMP) ## Open the MLflow UI on this machine
+ui: $(STAMP) ## Open the MLflow UI on this machine, and print its pages
+	@$(BIN)/python -m rmexp.tracking.pages '$(STORE)'
 	@$(BIN)/mlflow ui --backend-store-uri '$(STORE)' --host 127.0.0.1
 
 test: model ## Run the tests (ARGS='-k stats' selects, WORKERS=0 runs them in one process)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from rmexp.cli.commands import launch, run_command
+from rmexp.cli.commands import Work, launch, run_command
 from rmexp.cli.configs import build, whole
 from rmexp.cli.parts import keyed, model_config, settings
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from rmexp.tracking.runs import Run
 
 
-def evaluate(config: dict[str, Any], out_dir: Path, run: "Run") -> str:
-    """Evaluate `config["model"]` on `config["bench"]`."""
+def evaluate(config: dict[str, Any], out_dir: Path) -> Work:
+    """Open `config["bench"]` and `config["model"]`, to evaluate the one on the other."""
     from rmexp.evaluation.in_run import evaluate_in_run
     from rmexp.metrics import headline
 
@@ -29,15 +30,22 @@ def evaluate(config: dict[str, Any], out_dir: Path, run: "Run") -> str:
         devices=config["devices"],
     )
     benchmark = build(config["bench"])
-    key = keyed(config, run, benchmark.headline)
-    metrics = evaluate_in_run(build(model_config(config)), benchmark, how, out_dir, run, key)
-    return headline(metrics, benchmark.headline)
+    reward = build(model_config(config))
+    address = config["model"].get("uri")
+
+    def work(run: "Run") -> str:
+        key = keyed(config, run, benchmark.headline)
+        metrics = evaluate_in_run(reward, benchmark, how, out_dir, run, key, address)
+        print(f"\n{run.others()}")
+        return headline(metrics, benchmark.headline)
+
+    return work
 
 
 def tags(config: dict[str, Any]) -> dict[str, str]:
     """Name the run by its model and benchmark."""
     model = str(config["model"]["name"] or config["model"]["path"])
-    bench = config["bench"]["_target_"].rpartition(".")[2].lower()
+    bench = HydraConfig.get().runtime.choices["bench"]
     return {
         "rmexp.name": f"{model} on {bench}",
         "rmexp.command": "eval_rm",

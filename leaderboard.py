@@ -4,15 +4,17 @@ python leaderboard.py tracking.experiment=NAME
 """
 
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
 
-from rmexp.cli.commands import launch, run_command
+from rmexp.cli.commands import Work, launch, run_command
 from rmexp.cli.configs import benchmark_config, benchmarks, given
 from rmexp.errors import ConfigError
+from rmexp.metrics import metric_name
 
 if TYPE_CHECKING:
     from rmexp.evaluation.leaderboard import Board
@@ -23,9 +25,13 @@ _NOTE_LENGTH = 7500  # characters of a table on the run's page, which MLflow lim
 
 def headlines() -> list[str]:
     """Return the headline metric of each benchmark that `bench=` takes."""
-    targets = [benchmark_config(name)["_target_"] for name in benchmarks()]
-    classes: list[Any] = [hydra.utils.get_class(target) for target in targets]
-    return list(dict.fromkeys(each.headline for each in classes))
+    configs = [benchmark_config(name) for name in benchmarks()]
+    classes: list[Any] = [hydra.utils.get_class(config["_target_"]) for config in configs]
+    names = [
+        each.headline.replace(each.name, metric_name(config.get("name") or each.name), 1)
+        for each, config in zip(classes, configs, strict=True)
+    ]
+    return list(dict.fromkeys(names))
 
 
 def boards(config: dict[str, Any]) -> "dict[str, Board]":
@@ -72,20 +78,20 @@ def write(boards: "dict[str, Board]", experiment: str, out_dir: Path, run: "Run"
     return counts
 
 
+def tags(config: dict[str, Any]) -> dict[str, str]:
+    """Name the run by what it writes."""
+    return {"rmexp.name": "leaderboard", "rmexp.command": "leaderboard"}
+
+
+def prepare(config: dict[str, Any], out_dir: Path) -> Work:
+    """Read the boards, before the run is opened, which makes an experiment that is not there."""
+    return partial(write, boards(config), config["tracking"]["experiment"], out_dir)
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="leaderboard")
 def main(config: DictConfig) -> None:
     """Write under Hydra."""
-    made: dict[str, Board] = {}
-
-    def tags(resolved: dict[str, Any]) -> dict[str, str]:
-        # Read before the run is opened, which makes an experiment that is not there.
-        made.update(boards(resolved))
-        return {"rmexp.name": "leaderboard", "rmexp.command": "leaderboard"}
-
-    def task(resolved: dict[str, Any], out_dir: Path, run: "Run") -> str:
-        return write(made, resolved["tracking"]["experiment"], out_dir, run)
-
-    run_command(config, task, tags)
+    run_command(config, prepare, tags)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ python train_rm.py model=smollm2 objective=bt data=toy eval_after=[toy]
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,19 @@ from rmexp.errors import ConfigError
 from rmexp.training.world import rank, together
 
 if TYPE_CHECKING:
+    from rmexp.scoring.model_reward import ModelReward
+    from rmexp.scoring.score import Settings
     from rmexp.tracking.runs import Run
     from rmexp.training.start import Start
 
+_OF_THE_MODEL = ("train/loss", "val/loss", "val/accuracy")  # what its page shows of the training
 
-def train(config: dict[str, Any], out_dir: Path, run: "Run | None") -> str:
-    """Train `config["model"]` on `config["data"]`, then evaluate it as `eval_after` says."""
+
+def train(config: dict[str, Any], out_dir: Path) -> "Callable[[Run | None], str]":
+    """Check what there is to train, how, and what follows, to do it as `config` says.
+
+    In a process that only helps another one the run is None.
+    """
     from rmexp.evaluation import followups
     from rmexp.training.options import check_options, make_trainer
     from rmexp.training.recipe import read_recipe
@@ -45,26 +52,55 @@ def train(config: dict[str, Any], out_dir: Path, run: "Run | None") -> str:
     dtype = "bfloat16" if options["precision"] == "bf16-true" else "float32"
     start = _start(config, dtype)
     training = Training(start, objective, source, recipe, build(options), how)
-    key = keyed(config, run, "val/accuracy")
-    metrics = train(training, Place(out_dir, run, key, config["resume"]))
-    if run is None:
-        return ""
-    if follow_ups:
+
+    def work(run: "Run | None") -> str:
+        key = keyed(config, run, "val/accuracy")
+        metrics = train(training, Place(out_dir, run, key, config["resume"]))
+        if run is None:
+            return ""
         trained = start.trained(out_dir / "model", _name(config))
-        rewards = followups.readings(trained, start.reward, beside)
-        metrics |= followups.follow(follow_ups, rewards, how, config["tracking"], out_dir, run)
-        run.log_table(out_dir, metrics)
-        (out_dir / "metrics.json").write_text(
-            json.dumps(metrics, indent=1) + "\n", encoding="utf-8"
-        )
-    if name := config["tracking"]["register"]:
-        print(f"registered as {run.register(name)}")
-    shown = [
-        f"{name} {value:.3f}"
-        for name, value in metrics.items()
-        if name in ("val/accuracy", *(one.headline for one in follow_ups))
-    ]
-    return ", ".join(shown)
+        model_id = _log_model(trained, how, config, metrics, out_dir, run)
+        if follow_ups:
+            rewards = followups.readings(trained, start.reward, beside)
+            metrics |= followups.follow(follow_ups, rewards, how, config["tracking"], out_dir, run)
+            run.log_table(out_dir, metrics)
+            (out_dir / "metrics.json").write_text(
+                json.dumps(metrics, indent=1) + "\n", encoding="utf-8"
+            )
+        if name := config["tracking"]["register"]:
+            print(f"registered as {run.register(name, model_id)}")
+        print(f"\n{run.others()}")
+        shown = [
+            f"{name} {value:.3f}"
+            for name, value in metrics.items()
+            if name in ("val/accuracy", *(one.headline for one in follow_ups))
+        ]
+        return ", ".join(shown)
+
+    return work
+
+
+def _log_model(
+    trained: "ModelReward",
+    how: "Settings",
+    config: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    out_dir: Path,
+    run: "Run",
+) -> str:
+    """Make the trained model MLflow's, with its data, its start and its loss; return its id."""
+    from rmexp.tracking.logged_models import Card
+
+    choices = HydraConfig.get().runtime.choices
+    params = {
+        "objective": choices["objective"],
+        "data": choices["data"],
+        "start": config["model"]["name"] or config["model"]["path"],
+        "training_seed": str(config["seed"]),
+    }
+    shown = {name: metrics[name] for name in _OF_THE_MODEL if name in metrics}
+    card = Card(_run_name(config), trained.traits(), trained.fingerprints(how.store_dir))
+    return run.log_model(card, out_dir / "model", params, shown)
 
 
 def _start(config: Mapping[str, Any], dtype: str) -> "Start":
@@ -114,10 +150,19 @@ def _name(config: Mapping[str, Any]) -> str:
     return child_name(name, {"overrides": list(hydra.overrides.task), "varied": varied})
 
 
+def _run_name(config: Mapping[str, Any]) -> str:
+    """Return the trained model's name with the seed, which tells runs apart."""
+    name, seed = _name(config), f"seed={config['seed']}"
+    return name if seed in name else f"{name} seed {config['seed']}"
+
+
 def tags(config: dict[str, Any]) -> dict[str, str]:
     """Name the run by its model, objective and data."""
-    name = _name(config)
-    return {"rmexp.name": f"train {name}", "rmexp.command": "train_rm", "rmexp.model": name}
+    return {
+        "rmexp.name": _run_name(config),
+        "rmexp.command": "train_rm",
+        "rmexp.model": _name(config),
+    }
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train_rm")

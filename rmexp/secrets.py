@@ -24,6 +24,7 @@ _SECRET_WORDS = frozenset(
     "key apikey password passwd pwd passphrase secret token credential credentials sig signature "
     "authorization".split()
 )
+_OPEN = "viewStateShareKey"  # which view MLflow's page shows
 _SETTING = re.compile(r"[\w.+~@/-]+")
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
 _WEB = ("http", "https")  # their user may be a token, without a password
@@ -40,7 +41,8 @@ def is_secret(name: str) -> bool:
     >>> [is_secret(name) for name in ("api-key", "accessToken", "max_tokens")]
     [True, True, False]
     """
-    return any(word.lower() in _SECRET_WORDS for word in _WORD.findall(name))
+    words = _WORD.findall(name)
+    return name != _OPEN and any(word.lower() in _SECRET_WORDS for word in words)
 
 
 def is_variable(value: str) -> bool:

@@ -28,7 +28,10 @@ def run_of(sent: dict[str, Any]) -> Any:
     return types.SimpleNamespace(
         log_dataset=lambda *args: None,
         set_tags=sent.update,
-        log_metrics=sent.update,
+        log_metrics=lambda metrics, of=None: sent.update(metrics),
+        log_params=lambda params: None,
+        add_to_name=lambda text: None,
+        use_model=lambda card, address: types.SimpleNamespace(model_id="m-1", source_run_id=None),
         log_table=lambda folder, metrics: sent.update(metrics),
         note=lambda text: sent.update(note=text),
         keep=lambda *paths: None,

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from filelock import FileLock
 
 from rmexp.errors import ConfigError, DataError
 from rmexp.signals import Killed, killable
-from rmexp.tracking import connection
+from rmexp.tracking import connection, pages
 from rmexp.tracking import runs as tracking
+from rmexp.tracking.logged_models import Card
 from rmexp.tracking.models import fetch_model
-from rmexp.tracking.runs import MlflowClient, Run, TrackingError, redact, tracked_run
+from rmexp.tracking.runs import MlflowClient, Run, Subject, TrackingError, redact, tracked_run
 
 TAGS = {"rmexp.command": "test"}
 
@@ -266,7 +268,7 @@ def test_a_data_set_is_linked(uri):
         run.log_dataset("toy", "f" * 64, "http://me:secret@host/toy", {"num_rows": 8})
 
     (used,) = opened(uri, work).inputs.dataset_inputs
-    assert (used.dataset.name, used.dataset.digest) == ("toy", "f" * 36)
+    assert (used.dataset.name, used.dataset.digest) == ("toy", "f" * 8)
     assert json.loads(used.dataset.profile) == {"num_rows": 8}
     assert json.loads(used.dataset.source) == {"uri": "http://host/toy"}
 
@@ -487,6 +489,104 @@ def logged(folder: Path, text: str) -> Callable[[Run], None]:
     return work
 
 
+CARD = Card("a/tiny.model", {"method": "scalar", "size": "1k"}, {"rmexp.weights": "abc"})
+
+
+def made(run: Run, folder: Path, text: str) -> str:
+    """Log a model that the run has trained, and return its id."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "file").write_text(text)
+    run.log_dataset("pairs", "e" * 64, "pairs.jsonl", {"num_rows": 8})
+    run.log_metrics({"train/loss": 0.5}, 7)
+    return run.log_model(CARD, folder, {"objective": "bt"}, {"train/loss": 0.5})
+
+
+def numbers_of(client: MlflowClient, model_id: str) -> list[tuple[Any, ...]]:
+    """Return the numbers that MLflow has of a model: name, value, data set and its digest."""
+    found = client.get_logged_model(model_id).metrics or []
+    return [(m.key, m.value, m.dataset_name, m.dataset_digest) for m in found]
+
+
+def test_models_with_the_same_weights_are_one(uri):
+    ids = []
+    for number, name in enumerate(("a/tiny.model", "other")):
+        with tracked_run(uri, "tests", "a test", TAGS) as run:
+            model = run.use_model(replace(CARD, name=name))
+            run.log_metrics(
+                {"toy/overall": number / 2}, of=Subject.of(model.model_id, "toy", "fedc" * 9)
+            )
+        assert run.client.get_run(run.run_id).inputs.model_inputs[0].model_id == model.model_id
+        assert run.client.get_run(run.run_id).data.tags["rmexp.logged_model"] == model.model_id
+        ids.append(model.model_id)
+    assert ids[0] == ids[1]
+    assert model.name == "tiny_model"
+    assert model.tags["mlflow.model.isExternal"] == "true"
+    assert model.tags.items() >= {"method": "scalar", "size": "1k", "rmexp.weights": "abc"}.items()
+    assert numbers_of(run.client, ids[0])[-1] == ("toy/overall", 0.5, "toy", "fedcfedc")
+    with tracked_run(uri, "tests", "a test", TAGS) as run:
+        assert run.use_model(replace(CARD, traits={"dtype": "bfloat16"})).model_id != ids[0]
+    with tracked_run(uri, "another", "a test", TAGS) as run:
+        assert run.use_model(CARD).model_id != ids[0]
+
+
+def test_jobs_that_start_together_add_a_model_once(uri):
+    with ThreadPoolExecutor(4) as pool:
+        runs = pool.map(lambda _: opened(uri, lambda run: run.use_model(CARD)), range(4))
+    assert len({run.data.tags["rmexp.logged_model"] for run in runs}) == 1
+
+
+def test_a_trained_model_is_the_origin_of_its_evaluations(uri, tmp_path):
+    """By its weights, wherever these lie, and by each of its addresses."""
+    with tracked_run(uri, "tests", "a test", TAGS) as run:
+        model_id = made(run, tmp_path / "model", "weights")
+        version = run.register("mine", model_id)
+    trained = run.client.get_run(run.run_id)
+    (output,) = trained.outputs.model_outputs
+    assert (output.model_id, output.step) == (model_id, 7)
+    assert numbers_of(run.client, model_id) == [("train/loss", 0.5, "pairs", "e" * 8)]
+    model = run.client.get_logged_model(model_id)
+    assert (model.source_run_id, model.params) == (run.run_id, {"objective": "bt"})
+    other = Card("another reading", {"method": "implicit"}, {})
+    addresses = [version, f"models:/{model_id}", f"runs:/{run.run_id}/model"]
+    for card, address in ((CARD, None), *((other, address) for address in addresses)):
+        with tracked_run(uri, "tests", "a test", TAGS) as run:
+            assert run.use_model(card, address).model_id == model_id
+    fetched = fetch_model(uri, version, tmp_path / "fetched")
+    assert (fetched / "file").read_text() == "weights"
+
+
+def test_an_experiment_carries_its_view(uri):
+    run = opened(uri)
+    client = MlflowClient(tracking_uri=uri)
+    client.delete_experiment_tag(run.info.experiment_id, pages.VIEW_TAG)
+    opened(uri)  # one that is older than the view gets it
+    tags = client.get_experiment(run.info.experiment_id).tags
+    state = json.loads(tags["mlflow.sharedViewState.evaluations"])
+    assert state["orderByKey"] == "metrics.`headline`"
+    query = state["searchFilter"]
+    assert client.search_runs([run.info.experiment_id], query) == []
+    shown = opened(uri, lambda run: run.set_tags({"rmexp.headline": "toy/overall"}))
+    (found,) = client.search_runs([run.info.experiment_id], query)
+    assert found.info.run_id == shown.info.run_id
+    assert "a row a reward model" in tags["mlflow.note.content"]
+
+
+def test_the_pages_of_a_server_and_of_a_database():
+    kind = "workflowType=machine_learning"
+    server = Run(None, "https://me:secret@host/ml/", "7", "abc")  # type: ignore[arg-type]
+    assert server.where() == f"https://host/ml/#/experiments/7/runs/abc?{kind}"
+    here = Run(None, "sqlite:////a/b.db", "7", "abc")  # type: ignore[arg-type]
+    page = f"http://127.0.0.1:5000/#/experiments/7/runs/abc?{kind}"
+    opens = "mlflow ui --backend-store-uri sqlite:////a/b.db --host 127.0.0.1"
+    assert here.where() == f"{opens}   # then {page}"
+    assert here.others().split() == [
+        "models", f"http://127.0.0.1:5000/#/experiments/7/models?{kind}", "runs",
+        f"http://127.0.0.1:5000/#/experiments/7/runs?{kind}&viewStateShareKey=evaluations",
+    ]  # fmt: skip
+    assert redact(here.others()) == here.others()
+
+
 def test_what_cannot_change_is_downloaded_once(uri, tmp_path, monkeypatch):
     """A finished run's model and a version; an alias is asked for its version each time."""
     downloads = []
@@ -499,10 +599,9 @@ def test_what_cannot_change_is_downloaded_once(uri, tmp_path, monkeypatch):
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", counted)
     addresses = []
     for number in range(2):
-        work = logged(tmp_path / "model", str(number))
         with tracked_run(uri, "tests", "a test", TAGS) as run:
-            work(run)
-            addresses.append(run.register("mine"))
+            model_id = made(run, tmp_path / "model", str(number))
+            addresses.append(run.register("mine", model_id))
     assert addresses == ["models:/mine/1", "models:/mine/2"]
     client, fetched = MlflowClient(tracking_uri=uri), tmp_path / "fetched"
     runs = f"runs:/{run.run_id}/model"
@@ -512,7 +611,8 @@ def test_what_cannot_change_is_downloaded_once(uri, tmp_path, monkeypatch):
         seen += [fetch_model(uri, name, fetched) for name in ("models:/mine@best", runs)]
     assert [(folder / "file").read_text() for folder in seen] == ["0", "1", "1", "1", "0", "1"]
     assert len(downloads) == 3
-    assert downloads[1:] == [runs, runs]  # the finished run's, and version 2 of it
+    client = MlflowClient(tracking_uri=uri)
+    assert downloads[1] == client.get_logged_model(model_id).artifact_location
     assert fetch_model(uri, "models:/mine/2", fetched) == seen[2]
     assert len(downloads) == 3
 
@@ -533,9 +633,11 @@ def test_a_name_behind_a_hundred_others_is_registered_again(uri):
     for number in range(101):
         client.create_registered_model(f"a{number:03}")
     with tracked_run(uri, "tests", "a test", TAGS) as run:
-        assert [run.register("z"), run.register("z")] == ["models:/z/1", "models:/z/2"]
+        model = run.use_model(CARD).model_id
+        versions = [run.register("z", model), run.register("z", model)]
+        assert versions == ["models:/z/1", "models:/z/2"]
         with pytest.raises(TrackingError, match="cannot register the model as a/b"):
-            run.register("a/b")
+            run.register("a/b", model)
 
 
 @pytest.mark.parametrize("name", ["runs:/0123456789abcdef0123456789abcdef/model", "models:/no/1"])
@@ -578,7 +680,8 @@ def test_addresses_lose_their_passwords(text, clean):
 
 def test_where_says_how_to_look_at_a_run():
     run = Run(None, "http://me:secret@127.0.0.1:5000", "7", "abc")  # type: ignore[arg-type]
-    assert run.where() == "http://127.0.0.1:5000/#/experiments/7/runs/abc"
+    page = "http://127.0.0.1:5000/#/experiments/7/runs/abc?workflowType=machine_learning"
+    assert run.where() == page
 
 
 def test_the_commit_says_whether_files_differ(tmp_path, monkeypatch):

@@ -25,7 +25,8 @@ class Preference:
 
     `path` is a local file or folder, or with `split` (and `revision`) a data set of the hub, in one
     of the forms of `rmexp.data.pairs.PairParser`, which has `columns` and `pairs_per_prompt`.
-    `subset_column` names the column to report by as well.
+    `subset_column` names the column to report by as well. `name` begins the metrics' names: two
+    sets of pairs need not share them.
 
     Raises ConfigError or DataError at once for options that cannot work.
     """
@@ -36,6 +37,7 @@ class Preference:
     def __init__(
         self,
         *,
+        name: str | None = None,
         path: str | None = None,
         split: str | None = None,
         revision: str | None = None,
@@ -47,6 +49,8 @@ class Preference:
         columns: Mapping[str, str] | None = None,
         pairs_per_prompt: int | None = None,
     ):
+        self.name = metric_name(name or Preference.name)
+        self.headline = f"{self.name}/accuracy"
         if path is None:
             raise ConfigError(
                 "bench=preference needs data: set bench.path to a file or folder, or to the name "
@@ -82,11 +86,11 @@ class Preference:
         data = self._parser.load(rows, self._selection)
         names: dict[str, str] = {}
         for subset in dict.fromkeys(example.subset for example in data.examples):
-            other = names.setdefault(_name(subset), subset)
+            other = names.setdefault(self._subset(subset), subset)
             if other != subset:
                 raise DataError(
                     f"the subsets {other!r} and {subset!r} of {data.source} have one metric, "
-                    f"{_name(subset)}: rename one of them"
+                    f"{self._subset(subset)}: rename one of them"
                 )
         return data
 
@@ -102,7 +106,7 @@ class Preference:
         if self._subset_column is not None:
             for subset in dict.fromkeys(row.subset for row in scored):
                 rows = [i for i, row in enumerate(scored) if row.subset == subset]
-                metrics.append(mean(_name(subset), outcomes, rows))
+                metrics.append(mean(self._subset(subset), outcomes, rows))
         return metrics
 
     def figures(
@@ -111,9 +115,10 @@ class Preference:
         """Draw the accuracy of each subset."""
         from rmexp.stats import figures
 
-        subsets = [e for name, e in estimates.items() if name.startswith("preference/subset/")]
-        return {"subsets.png": figures.bars(subsets, "Preference accuracy")} if subsets else {}
+        prefix = f"{self.name}/subset/"
+        subsets = [e for name, e in estimates.items() if name.startswith(prefix)]
+        title = f"{self.name.capitalize()} accuracy"
+        return {"subsets.png": figures.bars(subsets, title)} if subsets else {}
 
-
-def _name(subset: str) -> str:
-    return metric_name("preference", "subset", subset)
+    def _subset(self, subset: str) -> str:
+        return metric_name(self.name, "subset", subset)

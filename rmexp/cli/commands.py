@@ -41,9 +41,11 @@ _failed: list[Path] = []
 _then: list[str] = []  # the command that follows this process's sweep
 _by_hydra: list[Path] = []  # files in which Hydra keeps settings as they were typed
 
-# What a task gets: the resolved config, the job's folder, and the open run. It returns its most
-# important result in a few words.
-Task = Callable[[dict[str, Any], Path, "Run"], str]
+# What a command does once its run is open: it returns its most important result in a few words.
+Work = Callable[["Run"], str]
+# What it gets before that: the resolved config and the job's folder. Whatever can be checked is
+# checked here, so that a mistake leaves no run.
+Prepare = Callable[[dict[str, Any], Path], Work]
 
 
 def launch(main: Callable[[], None]) -> None:
@@ -99,9 +101,9 @@ def _speak_utf8() -> None:
 
 
 def run_command(
-    config: DictConfig, task: Task, tags: Callable[[dict[str, Any]], dict[str, str]]
+    config: DictConfig, prepare: Prepare, tags: Callable[[dict[str, Any]], dict[str, str]]
 ) -> None:
-    """Run a task within a tracked run; report a user's mistake as one line.
+    """Do a command's work within a tracked run; report a user's mistake as one line.
 
     `tags` makes the run's tags from the resolved config; `rmexp.name` among them names the run.
     """
@@ -143,7 +145,7 @@ def run_command(
             resolved = resolve(config)
             if sweep is not None and "BasicLauncher" not in hydra.launcher._target_:
                 stack.enter_context(sweeps.one_gpu(sweep))
-            _run(resolved, out_dir, task, tags(resolved), status)
+            _run(resolved, out_dir, prepare, tags(resolved), status)
     except BaseException as error:
         _failed.append(out_dir)
         _report(error, out_dir, status, _go_on(config, sweep or out_dir))
@@ -158,12 +160,14 @@ def run_command(
 
 
 def help_command(
-    config: DictConfig, task: Callable[[dict[str, Any], Path, None], object], number: int
+    config: DictConfig,
+    prepare: Callable[[dict[str, Any], Path], Callable[[None], object]],
+    number: int,
 ) -> None:
-    """Run a task in process `number` of several: the run and its end are those of the first."""
+    """Work in process `number` of several: the run and its end are those of the first."""
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        task(resolve(config), out_dir, None)
+        prepare(resolve(config), out_dir)(None)
     except BaseException as error:
         _failed.append(out_dir)
         if not isinstance(error, Exception):
@@ -174,11 +178,12 @@ def help_command(
 def _run(
     config: dict[str, Any],
     out_dir: Path,
-    task: Task,
+    prepare: Prepare,
     tags: dict[str, str],
     status: dict[str, Any],
 ) -> None:
-    """Do the task within a tracked run; `status` gets the run's ids once there are any."""
+    """Do the work within a tracked run; `status` gets the run's ids once there are any."""
+    from rmexp.tracking.identity import explaining
     from rmexp.tracking.runs import DoneBefore, tracked_run
 
     text = OmegaConf.to_yaml(secrets.mask(config))
@@ -189,15 +194,16 @@ def _run(
     if parent is not None:
         tags = tags | {"rmexp.sweep": parent}
         name = sweeps.child_name(name, status)
+    work = prepare(config, out_dir)
     try:
         with tracked_run(uri, experiment, name, tags, parent) as run:
             status |= {"run_id": run.run_id, "experiment_id": run.experiment_id}
             for before in status.pop("unended", ()):
                 run.end_left(before)
             write_status(out_dir, status | run_folder.running())
-            run.log_params(config)
+            run.log_params(explaining(config))
             run.keep(out_dir / "config.yaml", out_dir / f"{HydraConfig.get().job.name}.log")
-            status["headline"] = task(config, out_dir, run)
+            status["headline"] = work(run)
             run.log_kept()
             run.log_file(write_status(out_dir, status | {"status": "FINISHED"}))
     except DoneBefore as done:

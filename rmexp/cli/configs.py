@@ -46,6 +46,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     model = plain.get("model")
     if isinstance(model, dict) and model.get("name") is not None:
         plain["model"] = model | {"name": str(model["name"])}  # a number is a name too
+    if isinstance(plain.get("bench"), dict) and HydraConfig.initialized():
+        plain["bench"] = _named(plain["bench"], HydraConfig.get().runtime.choices["bench"])
     return plain
 
 
@@ -127,7 +129,14 @@ def choice_config(group: str, name: str) -> dict[str, Any]:
 
     config = OmegaConf.to_container(compose(overrides=[f"+{group}={name}", *_searchpath()]))
     assert isinstance(config, dict)
-    return {str(key): value for key, value in config[group].items()}
+    plain = {str(key): value for key, value in config[group].items()}
+    return _named(plain, name) if group == "bench" else plain
+
+
+def _named(bench: dict[str, Any], choice: str) -> dict[str, Any]:
+    """Give a set of pairs the name of its file in conf/bench, where it has none of its own."""
+    takes_name = bench.get("_target_") == "rmexp.benchmarks.preference.Preference"
+    return bench | {"name": choice} if takes_name and bench.get("name") is None else bench
 
 
 def _searchpath() -> list[str]:

@@ -141,7 +141,7 @@ def follow(
         with tracked_run(*arguments) as child:
             ids = {"run_id": child.run_id, "experiment_id": child.experiment_id}
             write_status(folder, {**ids, "status": "RUNNING"})
-            child.log_params(config)
+            child.log_params({**config, "seed": settings.seed})
             try:
                 key = partial(result_key, config)
                 metrics = evaluate_in_run(reward, wanted.benchmark, settings, folder, child, key)

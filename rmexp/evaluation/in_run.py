@@ -8,8 +8,9 @@ from rmexp.evaluation.evaluate import load, measure
 from rmexp.evaluation.result import Result
 from rmexp.schema import Dataset, fingerprint
 from rmexp.scoring.score import Reward, Settings
+from rmexp.tracking.logged_models import Card
 from rmexp.tracking.numbers import as_headline
-from rmexp.tracking.runs import RESULT_KEY, Run
+from rmexp.tracking.runs import RESULT_KEY, Run, Subject
 from rmexp.tracking.tracked import HEADLINE_NAME, MISSING
 
 
@@ -20,20 +21,24 @@ def evaluate_in_run(
     out_dir: Path,
     run: Run,
     key: Callable[..., str],
+    address: str | None = None,
 ) -> dict[str, float]:
-    """Evaluate a reward model on a benchmark and return the metrics that were logged.
+    """Evaluate a reward model on a benchmark and return all numbers that were measured.
 
     `key` makes the digest by which a finished run is known from the fingerprints of what it read.
+    `address` is where the reward model was found if that is one of MLflow's.
 
     The files are written to `out_dir` before anything of them is sent to MLflow: whatever happens
     to the tracking server, they are there.
     """
     data = load(benchmark)
-    _identify(reward, benchmark, data, settings, run, key)
+    digest = fingerprint(data.examples)
+    card = _identify(reward, benchmark, data, digest, settings, run, key)
+    subject = _link(card, benchmark, digest, run, address)
     result = measure(reward, benchmark, data, settings)
     run.keep(*result.write(out_dir))
     run.log_table(out_dir, result.metrics)
-    _log(result, run)
+    _log(result, run, subject)
     result.show()
     return result.metrics
 
@@ -42,24 +47,39 @@ def _identify(
     reward: Reward,
     benchmark: Benchmark,
     data: Dataset,
+    digest: str,
     settings: Settings,
     run: Run,
     key: Callable[..., str],
-) -> None:
+) -> Card:
     """Tell the run what it reads, before anything is computed of it."""
-    digest = fingerprint(data.examples)
-    run.log_dataset(benchmark.name, digest, data.source, {"num_rows": len(data.examples)})
-    tags = {"rmexp.data": digest, "rmexp.reward": reward.description}
-    tags |= reward.fingerprints(settings.store_dir)
+    size = len(data.examples)
+    run.add_to_name(f", n {size:,}")
+    run.log_dataset(benchmark.name, digest, data.source, {"num_rows": size})
+    prints, traits = reward.fingerprints(settings.store_dir), reward.traits()
+    tags = {"rmexp.data": digest, "rmexp.reward": reward.description, **prints}
     run.set_tags(tags | {RESULT_KEY: key(**tags)})
+    said = {"model.name": reward.name, "model.dtype": traits.get("dtype")}
+    run.log_params({name: value for name, value in said.items() if value is not None})
+    return Card(reward.name, traits, prints)
 
 
-def _log(result: Result, run: Run) -> None:
+def _link(card: Card, benchmark: Benchmark, digest: str, run: Run, address: str | None) -> Subject:
+    """Link the reward model to the run, with what its training was, and return what is measured."""
+    model = run.use_model(card, address)
+    if model.source_run_id:
+        run.log_params({**model.params, "training_run": model.source_run_id})
+    return Subject.of(model.model_id, benchmark.name, digest)
+
+
+def _log(result: Result, run: Run, subject: Subject) -> None:
     if result.missing:
         run.set_tags({MISSING: ", ".join(result.missing)})
     if result.headline is not None:
         name = result.headline.name
         run.set_tags({HEADLINE_NAME: name})
         run.log_metrics(as_headline(result.metrics, name))
-    run.log_metrics(result.shown)
+    scores = result.scores
+    run.log_metrics(scores, of=subject)
+    run.log_metrics({name: value for name, value in result.shown.items() if name not in scores})
     run.note(result.summary)

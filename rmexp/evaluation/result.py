@@ -60,8 +60,9 @@ class Result:
 
     @property
     def scores(self) -> dict[str, float]:
-        """Return the coarse numbers of the benchmark: what models are compared by."""
-        return {name: self.metrics[name] for name in self.coarse if not name.startswith(PREFIX)}
+        """Return the coarse numbers of the benchmark itself: what models are compared by."""
+        own = f"{self.benchmark.headline.partition('/')[0]}/"
+        return {name: self.metrics[name] for name in self.coarse if name.startswith(own)}
 
     @property
     def shown(self) -> dict[str, float]:

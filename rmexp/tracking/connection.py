@@ -12,16 +12,23 @@ from filelock import FileLock
 from google.protobuf.json_format import ParseError
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
 from rmexp.errors import ConfigError
 from rmexp.files import ROOT, make_cache
 from rmexp.secrets import redact
+from rmexp.tracking.pages import VIEW, VIEW_STATE, VIEW_TAG
 
 _EXPERIMENT_LENGTH = 500
 _FOLDER_LENGTH = 150  # a file system's limit is 255 bytes
 # The UI then opens the experiment as a table of runs; by default it shows the traces of agents.
-_SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}
+_SHOWN_AS = {"mlflow.experimentKind": "custom_model_development", VIEW_TAG: VIEW_STATE}
+_ABOUT = (
+    "Reward models, trained and evaluated with rmexp. *Models* has a row a reward model and its "
+    "numbers by data set; *Runs* has a run a training or an evaluation, with settings, files and a "
+    f"summary. The view `{VIEW}` shows finished evaluations with interval and n, best first."
+)
 # A server may answer nonsense, and a database's driver be missing.
 ERRORS = (MlflowException, SQLAlchemyError, OSError, ParseError, ImportError)
 # The seconds and the tries that a first contact gets; MLflow's own settings wait for minutes.
@@ -49,9 +56,12 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
                 "tracking.experiment"
             )
         if existing is not None:
+            if existing.tags.get(VIEW_TAG) != VIEW_STATE:
+                client.set_experiment_tag(existing.experiment_id, VIEW_TAG, VIEW_STATE)
             return client, str(existing.experiment_id)
         location = _artifacts(uri, experiment)
-        return client, str(client.create_experiment(experiment, location, tags=_SHOWN_AS))
+        tags = {**_SHOWN_AS, MLFLOW_RUN_NOTE: _ABOUT}
+        return client, str(client.create_experiment(experiment, location, tags=tags))
 
 
 @contextmanager

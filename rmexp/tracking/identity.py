@@ -18,6 +18,21 @@ _NO_PART_OF_A_RESULT = {
     "then",
 }
 
+# What explains no result, besides: it stands in config.yaml alone.
+_OPERATIONAL = _NO_PART_OF_A_RESULT - {"batch_tokens", "devices"}
+
+
+def explaining(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that tell a reader of the run what it is.
+
+    Where a model has no name or dtype of its own, what was found instead is logged later.
+    """
+    kept = {name: value for name, value in config.items() if name not in _OPERATIONAL}
+    if isinstance(kept.get("model"), Mapping):
+        found = [name for name in ("name", "dtype") if kept["model"].get(name) is None]
+        kept["model"] = {name: v for name, v in kept["model"].items() if name not in found}
+    return kept
+
 
 def result_key(config: Mapping[str, Any], **fingerprints: str) -> str:
     """Return a digest of what determines a result: the config, the code, and what they work on."""

@@ -12,14 +12,18 @@ from dataclasses import dataclass
 
 from mlflow.entities import LoggedModel
 from mlflow.entities.logged_model_status import LoggedModelStatus
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
 from rmexp.secrets import redact
 
+WEIGHTS = "model"  # the weights' folder in a model's files
+# The tag that names the model which a run evaluates or has made, or which a version is.
+MODEL = "rmexp.logged_model"
 KIND = "reward model"  # MLflow's type of these models
 _KEY = "rmexp.model_key"
-_NAME_LENGTH = 200
+_NAME_LENGTH, _PARAM_LENGTH = 200, 500
 _NOT_IN_NAMES = re.compile(r"[/:.%\"']+")
 
 
@@ -49,10 +53,11 @@ class Card:
     def label(self) -> str:
         """Return the name as MLflow takes it: of a path, the last part.
 
-        >>> Card("/models/Skywork-Llama-3.1", {}, {}).label
-        'Skywork-Llama-3_1'
+        >>> [Card(name, {}, {}).label for name in ("/models/Llama-3.1", "models:/tiny/1")]
+        ['Llama-3_1', 'tiny_1']
         """
-        name = redact(self.name).rstrip("/").rpartition("/")[2] or "model"
+        _, address, name = redact(self.name).rpartition(":/")
+        name = name if address else name.rstrip("/").rpartition("/")[2] or "model"
         return _NOT_IN_NAMES.sub("_", name)[:_NAME_LENGTH]
 
 
@@ -76,3 +81,30 @@ def add_external(client: MlflowClient, experiment_id: str, card: Card) -> Logged
         model_type=KIND,
     )
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def add_output(
+    client: MlflowClient, experiment_id: str, run_id: str, card: Card, params: Mapping[str, str]
+) -> LoggedModel:
+    """Add a model that a run has made; its files are still to come."""
+    return client.create_logged_model(
+        experiment_id,
+        name=card.label,
+        source_run_id=run_id,
+        tags=card.tags,
+        params={name: redact(value)[:_PARAM_LENGTH] for name, value in params.items()},
+        model_type=KIND,
+    )
+
+
+def at(client: MlflowClient, address: str) -> LoggedModel | None:
+    """Return the model at an address such as `models:/NAME/1`, None where it is none of these."""
+    if address.startswith("runs:/"):
+        outputs = client.get_run(address.removeprefix("runs:/").partition("/")[0]).outputs
+        made = outputs.model_outputs if outputs else []
+        return client.get_logged_model(made[0].model_id) if made else None
+    name, *version = get_model_name_and_version(client, address)  # type: ignore[no-untyped-call]
+    if version:
+        found = client.get_model_version(name, version[0])
+        name = found.model_id or found.tags.get(MODEL)  # not every registry keeps the first
+    return client.get_logged_model(name) if name else None

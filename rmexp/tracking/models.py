@@ -14,7 +14,9 @@ from mlflow.tracking import MlflowClient
 
 from rmexp.errors import ConfigError
 from rmexp.secrets import redact
+from rmexp.tracking import logged_models
 from rmexp.tracking.connection import ERRORS, first_line, without_bars
+from rmexp.tracking.logged_models import WEIGHTS
 
 
 def fetch_model(uri: str, model_uri: str, folder: Path) -> Path:
@@ -22,19 +24,20 @@ def fetch_model(uri: str, model_uri: str, folder: Path) -> Path:
 
     Each model has a folder of its own in `folder`, which appears complete or not at all and is
     never changed. A version, or what a finished run has logged, is downloaded once; an alias is
-    asked for its version each time. What may still change has a folder for each content.
+    asked for its version each time. What may still change has a folder for each content. Of a
+    model in MLflow's form, with the files around the weights' folder, that folder is returned.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         copy = _copy_of(folder, uri, model_uri)
         if copy.exists():
-            return copy
+            return _weights_in(copy)
         pinned, place, settled = _pinned(client, model_uri)
         copy = _copy_of(folder, uri, pinned)
         with FileLock(f"{copy}.lock"), tempfile.TemporaryDirectory(dir=folder) as draft:
             if copy.exists():
-                return copy
+                return _weights_in(copy)
             with nullcontext() if sys.stderr.isatty() else without_bars():
                 downloaded = mlflow.artifacts.download_artifacts(
                     place, dst_path=f"{draft}/new", tracking_uri=uri, registry_uri=uri
@@ -43,12 +46,17 @@ def fetch_model(uri: str, model_uri: str, folder: Path) -> Path:
                 copy = _copy_of(folder, uri, pinned, _content(Path(downloaded)))
             if not copy.exists():
                 Path(downloaded).rename(copy)
-        return copy
+        return _weights_in(copy)
     except ERRORS as error:
         raise ConfigError(
             f"cannot get model.uri={model_uri} from {redact(uri)} ({first_line(error)}): check "
             "the run, the name and the version"
         ) from error
+
+
+def _weights_in(copy: Path) -> Path:
+    """Return the folder of the weights in the copy of a model."""
+    return copy / WEIGHTS if (copy / WEIGHTS / "config.json").is_file() else copy
 
 
 def _copy_of(folder: Path, *names: str) -> Path:
@@ -64,13 +72,17 @@ def _pinned(client: MlflowClient, model_uri: str) -> tuple[str, str, bool]:
     MLflow itself would look for a registered model in the registry of the whole process.
     """
     if model_uri.startswith("runs:/"):
-        run_id: str | None = model_uri.removeprefix("runs:/").partition("/")[0]
+        run_id: str | None
+        run_id, _, path = model_uri.removeprefix("runs:/").partition("/")
         pinned = place = model_uri
+        made = logged_models.at(client, model_uri) if path == WEIGHTS else None
+        if made is not None:
+            return pinned, made.artifact_location, made.status is LoggedModelStatus.READY
     else:
         name, *version = get_model_name_and_version(client, model_uri)  # type: ignore[no-untyped-call]
         if not version:
-            status = client.get_logged_model(name).status
-            return model_uri, model_uri, status is LoggedModelStatus.READY
+            model = client.get_logged_model(name)
+            return model_uri, model.artifact_location, model.status is LoggedModelStatus.READY
         pinned = f"models:/{name}/{version[0]}"
         place = client.get_model_version_download_uri(name, version[0])
         run_id = client.get_model_version(name, version[0]).run_id

@@ -8,12 +8,22 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    LoggedModel,
+    LoggedModelInput,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    RunTag,
+)
+from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
@@ -31,8 +41,10 @@ from rmexp.errors import RmexpError
 from rmexp.metrics import headline
 from rmexp.secrets import mask, redact
 from rmexp.signals import Killed, uninterrupted
+from rmexp.tracking import logged_models, pages
 from rmexp.tracking.connection import ERRORS, connect, first_line, lock, reached
 from rmexp.tracking.finished import recorded_numbers
+from rmexp.tracking.logged_models import MODEL, WEIGHTS, Card
 from rmexp.tracking.numbers import TABLE, write_table
 from rmexp.tracking.run_folder import DIED
 
@@ -42,6 +54,7 @@ log = logging.getLogger(__name__)
 _METRICS_A_CALL, _PARAMS_A_CALL, _PARAM_LENGTH, _TAG_LENGTH = 900, 90, 6000, 8000
 _NAME_LENGTH = 250  # of runs; databases other than SQLite refuse a longer one
 
+_DIGEST_LENGTH = 8  # as git shows commits
 RESULT_KEY = "rmexp.key"  # the tag by which skip_done finds a finished run
 
 
@@ -58,6 +71,20 @@ class TrackingError(RmexpError):
 
 
 @dataclass(frozen=True, slots=True)
+class Subject:
+    """What numbers are of: a logged model on a data set, by its name and short digest."""
+
+    model_id: str
+    dataset_name: str
+    dataset_digest: str
+
+    @classmethod
+    def of(cls, model_id: str, name: str, digest: str) -> "Subject":
+        """Return a model on the data set with this name and whole digest."""
+        return cls(model_id, name, digest[:_DIGEST_LENGTH])
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """A run that is open: what a command logs goes through here."""
 
@@ -65,6 +92,7 @@ class Run:
     uri: str
     experiment_id: str
     run_id: str
+    name: str = ""
     kept: dict[Path, None] = field(default_factory=dict)  # what the run has written, in order
 
     def log_params(self, params: Mapping[str, object]) -> None:
@@ -74,13 +102,19 @@ class Run:
         for at in range(0, len(rows), _PARAMS_A_CALL):
             self._call(self.client.log_batch, params=rows[at : at + _PARAMS_A_CALL])
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log finite numbers. Raises ValueError for another, which has no meaning in a table."""
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int = 0, of: "Subject | None" = None
+    ) -> None:
+        """Log finite numbers; with `of`, those of a model on a data set as well as the run's.
+
+        Raises ValueError for one that is not finite, which has no meaning in a table.
+        """
         now = int(time.time() * 1000)
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise ValueError(f"the metric {name} is {value}")
-        rows = [Metric(name, value, now, step) for name, value in metrics.items()]
+        subject = {} if of is None else {**asdict(of), "run_id": self.run_id}
+        rows = [Metric(name, value, now, step, **subject) for name, value in metrics.items()]
         for at in range(0, len(rows), _METRICS_A_CALL):
             self._call(self.client.log_batch, metrics=rows[at : at + _METRICS_A_CALL])
 
@@ -90,20 +124,68 @@ class Run:
         self._call(self.client.log_batch, tags=rows)
 
     def log_dataset(self, name: str, digest: str, source: str, profile: Mapping[str, int]) -> None:
-        """Link the data that the run used.
+        """Link the data that the run used; of the digest as much as tells data sets apart.
 
         Under a lock: MLflow looks a data set up and then inserts it, and jobs that start together
         would insert it twice, which its database refuses.
         """
         data = Dataset(
             name,
-            digest[:36],
+            digest[:_DIGEST_LENGTH],
             "local",
             json.dumps({"uri": redact(source)}),
             profile=json.dumps(dict(profile)),
         )
         with FileLock(lock(self.uri)):
             self._call(self.client.log_inputs, datasets=[DatasetInput(data)])
+
+    def use_model(self, card: Card, address: str | None = None) -> LoggedModel:
+        """Link the reward model that the run evaluates, adding it where the experiment has none.
+
+        `address` is where it was found if it is one of MLflow's. Under a lock, so that jobs that
+        start together add it once.
+        """
+        with FileLock(lock(self.uri)):
+            model = None
+            if address is not None:
+                model = self._try(logged_models.at, self.client, address)
+            if model is None or model.experiment_id != self.experiment_id:
+                arguments = (self.client, self.experiment_id, card)
+                model = self._try(logged_models.find, *arguments)
+                if model is None:
+                    model = self._try(logged_models.add_external, *arguments)
+            self._call(self.client.log_inputs, models=[LoggedModelInput(model.model_id)])
+        self.set_tags({MODEL: model.model_id})
+        found: LoggedModel = model
+        return found
+
+    def log_model(
+        self,
+        card: Card,
+        folder: Path,
+        params: Mapping[str, str],
+        metrics: Mapping[str, float],
+    ) -> str:
+        """Log the model that the run has made, from its folder, and return its id.
+
+        `metrics` are some of the run's that are the model's, too, on the data that the run used.
+        """
+        arguments = (self.client, self.experiment_id, self.run_id, card, params)
+        model_id: str = self._try(logged_models.add_output, *arguments).model_id
+        self._try(self.client.log_model_artifacts, model_id, str(folder), WEIGHTS)
+        self._try(self.client.finalize_logged_model, model_id, LoggedModelStatus.READY)
+        history = self._try(self.client.get_metric_history, self.run_id, next(iter(metrics)))
+        step = max(point.step for point in history)
+        self._call(self.client.log_outputs, [LoggedModelOutput(model_id, step)])
+        used = self._try(self.client.get_run, self.run_id).inputs.dataset_inputs[0].dataset
+        self.log_metrics(metrics, step, Subject(model_id, used.name, used.digest))
+        self.set_tags({MODEL: model_id})
+        return model_id
+
+    def add_to_name(self, text: str) -> None:
+        """Add to the run's name what was not known when it began."""
+        name = f"{self.name}{text}"[:_NAME_LENGTH]
+        self._call(self.client.update_run, name=name)
 
     def log_table(self, folder: Path, metrics: Mapping[str, float]) -> None:
         """Write all numbers as a table into the run's folder, to be kept beside its files."""
@@ -126,20 +208,21 @@ class Run:
         """Log a file as an artifact."""
         self._call(self.client.log_artifact, str(path))
 
-    def register(self, name: str) -> str:
-        """Register the run's artifact `model` under a name, and return its address.
+    def register(self, name: str, model_id: str) -> str:
+        """Register a model under a name, and return its address there.
 
-        The files follow with the run's other ones, when the command ends. Raises TrackingError
-        where the server refuses the name, or has no registry.
+        Raises TrackingError where the server refuses the name, or has no registry.
         """
-        source = f"runs:/{self.run_id}/model"
         try:
             try:
                 self.client.create_registered_model(name)
             except MlflowException as error:
                 if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                     raise
-            version = self.client.create_model_version(name, source, self.run_id)
+            source = self.client.get_logged_model(model_id).artifact_location
+            version = self.client.create_model_version(
+                name, source, self.run_id, {MODEL: model_id}, model_id=model_id
+            )
         except ERRORS as error:
             raise TrackingError(
                 f"cannot register the model as {name} ({first_line(error)}): the model is kept in "
@@ -181,10 +264,18 @@ class Run:
             log.warning("could not end the run %s (%s)", run_id, first_line(lost))
 
     def where(self) -> str:
-        """Say how to look at the run."""
-        if self.uri.startswith("http"):
-            return redact(f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}")
-        return f"mlflow ui --backend-store-uri {redact(self.uri)}   # run {self.run_id}"
+        """Say how to look at the run: its page, after what opens it if that is needed."""
+        page, opens = (
+            pages.run_page(self.uri, self.experiment_id, self.run_id),
+            pages.command(self.uri),
+        )
+        return f"{opens}   # then {page}" if opens else page
+
+    def others(self) -> str:
+        """Return the pages of the experiment's models and evaluations, a line each."""
+        models = pages.models_page(self.uri, self.experiment_id)
+        evaluations = pages.runs_page(self.uri, self.experiment_id)
+        return f"models   {models}\nruns     {evaluations}"
 
     def _call(self, function: Any, *args: object, **kwargs: object) -> None:
         self._try(function, self.run_id, *args, **kwargs)
@@ -238,7 +329,7 @@ def open_run(
         created = client.create_run(experiment_id, tags=named, run_name=named[MLFLOW_RUN_NAME])
         if not created.info.run_id:
             raise MlflowException("it answers, but gives a run no id")
-    return Run(client, uri, experiment_id, created.info.run_id)
+    return Run(client, uri, experiment_id, created.info.run_id, named[MLFLOW_RUN_NAME])
 
 
 def _end(client: MlflowClient, run_id: str, error: BaseException) -> None:

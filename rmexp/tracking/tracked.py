@@ -17,7 +17,8 @@ EVALUATION, POLICY = "eval_rm", "policy"  # what the tag rmexp.command says
 PUBLISHED = "rmexp.published"  # the tag of a run that repeats what somebody else measured
 MISSING = "rmexp.missing"  # the tag that names the parts which a partial headline lacks
 HEADLINE_NAME = "rmexp.headline"  # the tag that names the metric which the run's headline repeats
-_ANYWHERE = "style"  # begins the names of numbers that every benchmark has
+# What begins the names of numbers that every benchmark has.
+_ANYWHERE = {"style", "calibration"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ def _lacks(numbers: Mapping[str, float], names: Collection[str], headline: str) 
 
     A whole number and its partial form exclude each other, and other benchmarks' are not there.
     """
-    own = {headline.partition("/")[0], _ANYWHERE}
+    own = _ANYWHERE | {headline.partition("/")[0]}
     known = {plain_name(name) for name in numbers if f"{name}/n" in numbers}
     return any(plain_name(name) not in known for name in names if name.partition("/")[0] in own)
 

@@ -270,9 +270,9 @@ def _leave(
     out_dir: Path,
     run: Run,
 ) -> None:
-    """Write the figure and the metrics beside the model, and give all to the run."""
+    """Write the figure and the metrics beside the model, and give them to the run."""
     training_curve(history).savefig(out_dir / "training.png", bbox_inches="tight")
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    run.keep(*(out_dir / name for name in ("model", "training.png", "metrics.json")))
+    run.keep(out_dir / "training.png", out_dir / "metrics.json")
     run.log_table(out_dir, metrics)
     run.log_metrics(metrics, step)

@@ -102,7 +102,8 @@ def _findings(pairs: Iterable[Pairing], seed: int) -> list[Finding]:
         rng = np.random.default_rng(seed)
         correlations = None if reason else correlate(pair.points, rng)
         findings.append(Finding(pair, correlations, reason))
-    corrected = holm([each.correlations and each.correlations.pearson.p for each in findings])
+    ps = [each.correlations.pearson.p if each.correlations else None for each in findings]
+    corrected = holm(ps)
     return [replace(each, p_holm=p) for each, p in zip(findings, corrected, strict=True)]
 
 

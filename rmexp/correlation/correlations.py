@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmexp.errors import DataError
-from rmexp.stats.bounds import LEAST_UNITS, TOO_FEW, Interval
+from rmexp.stats.bounds import LEAST_UNITS, TOO_FEW
 from rmexp.stats.coefficients import (
     COEFFICIENTS,
     LEAST_POINTS,
@@ -52,7 +52,7 @@ class Correlation:
     p: float
     formula: tuple[float, float] | None = None
 
-    def shown(self, rms: int) -> Interval:
+    def shown(self, rms: int) -> tuple[float | None, float | None]:
         """Return the interval to show first: the formula's for fewer than 20 RMs, if it is known.
 
         The bootstrap of Pearson's coefficient covers only 87 to 92 % at 9 to 17.

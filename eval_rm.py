@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 def evaluate(config: dict[str, Any], out_dir: Path) -> Work:
     """Open `config["bench"]` and `config["model"]`, to evaluate the one on the other."""
+    from rmexp.evaluation.checks import check_options
     from rmexp.evaluation.in_run import evaluate_in_run
     from rmexp.metrics import headline
 
@@ -29,13 +30,14 @@ def evaluate(config: dict[str, Any], out_dir: Path) -> Work:
         max_non_finite=whole(config, "max_non_finite"),
         devices=config["devices"],
     )
+    checks = check_options(config["overlap"].get("train"), config["robustness"])
     benchmark = build(config["bench"])
     reward = build(model_config(config))
     address = config["model"].get("uri")
 
     def work(run: "Run") -> str:
         key = keyed(config, run, benchmark.headline)
-        metrics = evaluate_in_run(reward, benchmark, how, out_dir, run, key, address)
+        metrics = evaluate_in_run(reward, benchmark, how, out_dir, run, key, address, checks)
         print(f"\n{run.others()}")
         return headline(metrics, benchmark.headline)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from rmexp.benchmarks import Benchmark, open_benchmark
+from rmexp.evaluation.checks import NO_CHECKS, Checks, overlap_estimates, rewrite_estimates
 from rmexp.evaluation.quality import quality_estimates, quality_metrics
 from rmexp.evaluation.result import Result, flat_metrics, is_style, summarise
 from rmexp.metrics import Mean, Metric, WeightedMean, WeightedSum, is_coarse, plain_name
@@ -45,8 +46,17 @@ def load(benchmark: Benchmark) -> Dataset:
     return data
 
 
-def measure(reward: Reward, benchmark: Benchmark, data: Dataset, settings: Settings) -> Result:
-    """Score the examples, and estimate the benchmark's metrics and what they owe to length."""
+def measure(
+    reward: Reward,
+    benchmark: Benchmark,
+    data: Dataset,
+    settings: Settings,
+    checks: Checks = NO_CHECKS,
+) -> Result:
+    """Score the examples, and estimate the benchmark's metrics and what they owe to length.
+
+    `checks` are made besides; see `evaluation.checks`.
+    """
     log.info("%s is read as: %s", reward.name, reward.description)
     scoring = reward.score(data, settings)
     _warn_of_bad_rows(scoring.bad_rows)
@@ -64,6 +74,11 @@ def measure(reward: Reward, benchmark: Benchmark, data: Dataset, settings: Setti
     every = intervals(measured, scoring.scored, generator())
     every = [estimate for estimate in every if not is_part(estimate.name)]
     quality, said = quality_estimates(benchmark, own, every, scoring.scored, generator)
+    if checks.train:
+        found, note = overlap_estimates(benchmark, data, scoring.scored, checks.train, generator)
+        quality, said = [*quality, *found], [*said, note]
+    if checks.rewrites:
+        quality += rewrite_estimates(reward, benchmark, data, scoring.scored, settings)
     estimates = _in_order([*every, *quality], benchmark.headline)
     _warn_of_partial(estimates)
     undefined = {m.name: m.undefined for m in measured if isinstance(m, Mean) and m.undefined}

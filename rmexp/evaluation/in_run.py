@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rmexp.benchmarks import Benchmark
+from rmexp.evaluation.checks import NO_CHECKS, Checks
 from rmexp.evaluation.evaluate import load, measure
 from rmexp.evaluation.result import Result
 from rmexp.schema import Dataset, fingerprint
@@ -22,6 +23,7 @@ def evaluate_in_run(
     run: Run,
     key: Callable[..., str],
     address: str | None = None,
+    checks: Checks = NO_CHECKS,
 ) -> dict[str, float]:
     """Evaluate a reward model on a benchmark and return all numbers that were measured.
 
@@ -35,7 +37,7 @@ def evaluate_in_run(
     digest = fingerprint(data.examples)
     card = _identify(reward, benchmark, data, digest, settings, run, key)
     subject = _link(card, benchmark, digest, run, address)
-    result = measure(reward, benchmark, data, settings)
+    result = measure(reward, benchmark, data, settings, checks)
     run.keep(*result.write(out_dir))
     run.log_table(out_dir, result.metrics)
     _log(result, run, subject)

@@ -226,8 +226,11 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> Path:
 
 
 def is_style(estimate: Estimate) -> bool:
-    """Say whether an estimate is about calibration or length, which tables show at their end."""
-    return estimate.name.startswith((PREFIX, calibration.PREFIX))
+    """Say whether an estimate is about the reward model, not the benchmark: tables end with these.
+
+    They are of calibration, of length, of overlap with training data, and of rewrites.
+    """
+    return estimate.name.startswith((PREFIX, calibration.PREFIX, "overlap/", "robustness/"))
 
 
 def _shown(estimates: Sequence[Estimate]) -> list[Estimate]:

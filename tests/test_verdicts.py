@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_judgebench
+import test_ppe
 import test_rewardbench
 import test_rewardbench2
+import test_rewardmath
 import test_rmb
 import test_rmbench
 from chat_stub import Stub, by_length, stub_judge
@@ -16,9 +19,12 @@ from test_rewardbench2 import OTHERS
 
 from rmexp.benchmarks import Benchmark
 from rmexp.benchmarks.bon100 import BestOf100
+from rmexp.benchmarks.judgebench import CATEGORIES, JudgeBench
+from rmexp.benchmarks.ppe import PPECorrectness, PPEPreference
 from rmexp.benchmarks.preference import Preference
 from rmexp.benchmarks.rewardbench import RewardBench
 from rmexp.benchmarks.rewardbench2 import RewardBench2
+from rmexp.benchmarks.rewardmath import RewardMath
 from rmexp.benchmarks.rmb import RMB
 from rmexp.benchmarks.rmbench import RMBench
 from rmexp.benchmarks.toy import Toy
@@ -54,13 +60,32 @@ def benchmark(name: str, folder: Path) -> Benchmark:
             for kind, row in kinds.items():
                 write_json(folder / f"RMB_dataset/{kind}/{where}.json", [row(where[-2:], where)])
         return RMB(path=str(folder))
+    if name == "judgebench":
+        sources = enumerate(CATEGORIES.values())
+        rows = [
+            test_judgebench.pair(str(i), f"{source}x", label=("A>B", "B>A")[i % 2])
+            for i, source in sources
+        ]
+        return JudgeBench(path=str(write_lines(folder / test_judgebench.GPT, rows)))
+    if name == "rewardmath":
+        rows = [*test_rewardmath.solutions(0), *test_rewardmath.solutions(1)]
+        return RewardMath(path=str(write_json(folder / "direct.json", rows)))
+    if name == "ppe_preference":
+        rows = [test_ppe.vote("a", "model_a"), test_ppe.vote("b", "model_b")]
+        return PPEPreference(path=str(write_lines(folder / "votes.jsonl", rows)))
+    if name == "ppe_correctness":
+        for of in test_ppe.SETS:
+            rows = [test_ppe.question(of, [True, False, True], [[0, 1], [1, 2]])]
+            write_lines(folder / f"{of}.jsonl", rows)
+        return PPECorrectness(path=str(folder))
     return Toy(limit=2)
 
 
 BENCHMARKS = ("preference", "rewardbench", "rmbench", "rmb", "toy")
+OTHER_RULES = ("judgebench", "rewardmath", "ppe_preference", "ppe_correctness")
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", BENCHMARKS + OTHER_RULES)
 @pytest.mark.parametrize(("right", "expected"), [(True, 1.0), (False, 0.0)])
 def test_a_perfect_judge_gets_every_point_and_its_opposite_none(name, right, expected, tmp_path):
     bench = benchmark(name, tmp_path)

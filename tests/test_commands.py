@@ -606,6 +606,7 @@ def test_an_ensemble_of_two_files(command):
         ("[right,recorded]", "model.members: there is no model right"),
         ("right", "model.members=right: give names of models"),
         ("[{name: recorded, pth: x}]", "model.members: recorded has no pth"),
+        ("[{name: recorded}]", "model.members: recorded needs path: give one"),
     ):
         refused = command("model=ensemble", f"model.members={words}", out="refused")
         assert refused.code == 1

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,17 +30,19 @@ def scored_by(bench):
 
 
 def test_the_numbers_by_hand(bench):
-    """Rewards 0 0 4 4 and 1 2 3 2, all with mean 2.
+    """Rewards 0 0 4 4 and 1 2 3 2, all with mean 2: nothing is between the prompts.
 
-    The variance is 4 within a, 1/2 within b, and 9/4 over all: shares 16/9 and 2/9, mean 1.
+    With 2 more in b the mean of all is 3, the mean square from it 5 in a and 3/2 in b; the variance
+    is 4 in a and 1/2 in b as before: a share of (9/4) / (13/4).
     Ties: 2 of 6 pairs, 1 of 6. Entropy: two levels of two, ln 2 / ln 4 = 1/2; levels of 1, 2 and 1
     of four, (2 ln 4 / 4 + ln 2 / 2) / ln 4 = 3/4.
     Markdown 0 1 0 1 in b: of four pairs that differ, (1 2) (3 2) (1 2) (3 2) for 1, -1, 1, -1.
     """
     scored = scored_by(bench)
     found = estimate(bench, scored)
-    assert bench.metrics(scored)[0].outcomes == pytest.approx((16 / 9, 2 / 9))
     assert found["teacher/within"].value == pytest.approx(1.0)
+    apart = [scored[0], replace(scored[1], rejected=(3.0, 4.0, 5.0, 4.0))]
+    assert estimate(bench, apart)["teacher/within"].value == pytest.approx(9 / 13)
     assert found["teacher/ties"].value == pytest.approx((2 / 6 + 1 / 6) / 2)
     assert found["teacher/rank_entropy"].value == pytest.approx((1 / 2 + 3 / 4) / 2)
     markdown = found["teacher/markdown_correlation"]

@@ -12,7 +12,7 @@ from rmexp.data.rows import Row
 from rmexp.data.selection import Entry, Selection, check_path
 from rmexp.data.sources import local_rows
 from rmexp.errors import ConfigError, DataError
-from rmexp.metrics import Mean, Metric
+from rmexp.metrics import ANY, Mean, Metric
 from rmexp.schema import Dataset, Example, ScoredExample
 from rmexp.stats.bounds import Array
 from rmexp.stats.intervals import Estimate
@@ -28,8 +28,8 @@ class Teacher:
     A policy learns from how rewards differ between its own responses to one prompt; a reward model
     may rank well and yet hardly tell them apart (arXiv 2503.15477).
 
-    - `within`: the variance of rewards within a prompt as a share of the variance of all rewards,
-      the mean over prompts. Rewards of another unit have the same share.
+    - `within`: the share of the variance of rewards that is within prompts, the rest being between
+      them; every prompt weighs alike. Rewards of another unit have the same share.
     - `ties`: the share of pairs of responses to a prompt that are rewarded alike.
     - `rank_entropy`: the entropy of a prompt's levels of reward over that of as many levels as
       responses: 1 where all differ, 0 where all are alike.
@@ -81,15 +81,10 @@ class Teacher:
         if not finite:
             return []
         rewards = [np.array(scored[at].rejected) for at in finite]
-        total = np.concatenate(rewards).var()
         lost = tuple(row.id for at, row in enumerate(scored) if at not in set(finite))
         metrics: list[Metric] = []
-        if total > 0:
-            shares = tuple(float(of.var() / total) for of in rewards)
-            bounds = (0.0, np.inf)
-            metrics.append(
-                Mean(self.headline, tuple(finite), shares, undefined=lost, bounds=bounds)
-            )
+        if (shares := _within(rewards)) is not None:
+            metrics.append(Mean(self.headline, tuple(finite), shares, undefined=lost, bounds=ANY))
         metrics += [
             Mean(f"{self.name}/ties", tuple(finite), tuple(map(_ties, rewards))),
             Mean(f"{self.name}/rank_entropy", tuple(finite), tuple(map(_entropy, rewards))),
@@ -138,6 +133,22 @@ def _entries(rows: Iterable[Row]) -> Iterator[Entry]:
 
 def _number(row: Row, value: object) -> float:
     return Row({"gold": value}, row.file, row.place).number("gold")
+
+
+def _within(rewards: Sequence[Array]) -> tuple[float, ...] | None:
+    """Return outcomes whose mean is the share of the variance that is within prompts.
+
+    With w a prompt's variance, t its mean square distance from the mean of all prompts' means, and
+    R = mean(w) / mean(t) the share, an outcome is R + (w - R t) / mean(t): so the bootstrap of the
+    mean is that of the ratio, in first order. None where all rewards are one.
+    """
+    centre = np.mean([of.mean() for of in rewards])
+    within = np.array([of.var() for of in rewards])
+    total = np.array([((of - centre) ** 2).mean() for of in rewards])
+    if not total.mean() > 0:
+        return None
+    share = within.mean() / total.mean()
+    return tuple((share + (within - share * total) / total.mean()).tolist())
 
 
 def _ties(rewards: Array) -> float:

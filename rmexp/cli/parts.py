@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
 from rmexp.cli.configs import choice_config, choices, folder, whole
 from rmexp.errors import ConfigError
 from rmexp.tracking.identity import result_key
@@ -73,5 +75,11 @@ def _members(config: Mapping[str, Any], members: object) -> list[dict[str, Any]]
         if unknown := sorted(set(more) - set(model)):
             keys = ", ".join(model)
             raise ConfigError(f"model.members: {name} has no {unknown[0]}, choose from {keys}")
-        found.append(model_config({**config, "model": model | more}))
+        if missing := [key for key, value in (model | more).items() if value == "???"]:
+            raise ConfigError(f"model.members: {name} needs {missing[0]}: give one")
+        # A file of conf/model may refer to its own keys, and to the seed.
+        own = OmegaConf.create({"seed": config["seed"], "model": model | more})
+        found.append(
+            model_config({**config, "model": OmegaConf.to_container(own.model, resolve=True)})
+        )
     return found

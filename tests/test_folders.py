@@ -435,6 +435,15 @@ def test_an_adapter_is_read_as_data(values, words, made, tmp_path):
             open_reward(path=str(folder))
 
 
+def test_a_template_of_another_name_is_refused_with_those_there_are(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = dict.fromkeys(("default", "rag"), tokenizer.chat_template)
+    tokenizer.save_pretrained(tiny_scalar(tmp_path / "model"))
+    assert open_reward(path=str(tmp_path / "model"), chat_template="rag").chat is not None
+    with pytest.raises(ConfigError, match=r"=tool: cannot read it .*own are default, rag$"):
+        open_reward(path=str(tmp_path / "model"), chat_template="tool")
+
+
 def test_training_goes_on_from_an_adapter(made, tmp_path):
     tiny_adapter(made / "policy", tmp_path / "adapter", "SEQ_CLS")
     checkpoint = find_checkpoint(str(tmp_path / "adapter"))

@@ -26,8 +26,9 @@ from rmexp.models import loading
 from rmexp.schema import Example, Message
 from rmexp.scoring.rewards import open_reward
 from rmexp.scoring.score import Settings
+from rmexp.scoring.store import ScoreStore
 from rmexp.stats.bestofn import Point, kl, write
-from rmexp.tracking.run_folder import hold, running, write_status
+from rmexp.tracking.run_folder import hold, read_status, running, write_status
 from rmexp.tracking.runs import MlflowClient, open_run
 
 
@@ -233,7 +234,20 @@ def test_a_list_that_would_be_merged_is_refused(place: Place, words: list[str]) 
 
 
 def test_a_killed_sweep_leaves_nothing_running(place: Place) -> None:
-    words = ["-m", "model=one", "bench=toy", "batch_tokens=1", "seed=0,1"]
+    """Its jobs wait for the store, so that none can end before."""
+    (column,) = open_reward(path=str(place.top / "one")).columns
+    with ScoreStore(place.top / "store", column.identity(place.top / "store")) as store:
+        claims = store.folder / "claims"
+    claims.mkdir()
+    with FileLock(claims / "all.lock"):
+        kill_once_a_job_has_begun(place)
+    statuses = [run.info.status for run in place.runs()]
+    assert len(statuses) >= 2
+    assert set(statuses) == {"KILLED"}
+
+
+def kill_once_a_job_has_begun(place: Place) -> None:
+    words = ["-m", "model=one", "bench=toy", "bench.limit=1", "seed=0,1"]
     process = subprocess.Popen(
         [
             sys.executable, "eval_rm.py", *words,
@@ -246,14 +260,13 @@ def test_a_killed_sweep_leaves_nothing_running(place: Place) -> None:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     with process:
-        while not list((place.top / "store").glob("*/*.jsonl")):
+        while not any(
+            "run_id" in read_status(path.parent) for path in place.top.glob("out/*/run.json")
+        ):
             assert process.poll() is None
             time.sleep(0.05)
         process.terminate()
         assert process.wait() == 1
-    statuses = [run.info.status for run in place.runs()]
-    assert len(statuses) >= 2
-    assert set(statuses) == {"KILLED"}
 
 
 def test_a_sweep_that_died_is_ended_by_the_next_one_in_its_folder(place: Place) -> None:

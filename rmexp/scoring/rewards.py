@@ -269,8 +269,9 @@ def _template(chat_template: str | None, tokenizer: Any) -> str | None:
     try:
         return Path(chat_template).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        own = f"; the tokenizer's own are {', '.join(several)}" if several else ""
         raise ConfigError(
-            f"model.chat_template={chat_template}: cannot read it ({error})"
+            f"model.chat_template={chat_template}: cannot read it ({error}){own}"
         ) from error
 
 

@@ -84,7 +84,9 @@ def test_no_secret_is_left_behind(command, pairs, monkeypatch, options, fate, ur
     assert_nothing_left(command.top, done.out, done.err)
     if fate == "ends well" and not options:
         config = yaml.safe_load((done.folder / "config.yaml").read_text(encoding="utf-8"))
-        assert done.run().data.params["tracking.uri"] == config["tracking"]["uri"]
+        assert SECRET not in config["tracking"]["uri"]
+        assert TOKEN not in config["tracking"]["uri"]
+        assert not [name for name in done.run().data.params if name.startswith("tracking.")]
         assert "127.0.0.1:9" in config["tracking"]["uri"]
 
 

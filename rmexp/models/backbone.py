@@ -99,8 +99,9 @@ def _packed_length(model: Model) -> float:
 def _window(config: Any) -> float:
     """Return to how many tokens a layer attends at most, itself among them."""
     window = getattr(config, "sliding_window", None)
-    slides = window is not None and getattr(config, "use_sliding_window", True)
-    return float(window) if slides else math.inf
+    if window is None or not getattr(config, "use_sliding_window", True):
+        return math.inf
+    return float(window)
 
 
 def _layer_windows(config: Any) -> list[int | None]:

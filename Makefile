@@ -9,6 +9,9 @@ STAMP := .venv/.installed
 STORE := sqlite:///$(CURDIR)/mlflow.db
 WANTED := rmexp needs Python 3.11 or newer: install it, then name it: make setup PYTHON=python3.11
 
+# What only uses .venv takes it as it is: a checkout newer than the stamp is no reason to install.
+READY := test -e $(STAMP) || $(MAKE) --no-print-directory setup
+
 .DEFAULT_GOAL := help
 .PHONY: help setup model models demo leaderboard ui test bench gpu lint format clean
 
@@ -20,7 +23,8 @@ setup: $(STAMP) ## Install everything into .venv, at the versions in constraints
 model: $(STAMP) ## Fetch the embedded model into the user's cache, once (92 MB)
 	@$(BIN)/python -m rmexp.models.embedded
 
-models: $(STAMP) ## Print the catalogue of models with their published scores
+models: ## Print the catalogue of models with their published scores
+	@$(READY)
 	@$(BIN)/python -m rmexp.models.catalogue
 
 demo: model ## Train the embedded model by BT and DPO, and compare them with it (some minutes)
@@ -28,10 +32,12 @@ demo: model ## Train the embedded model by BT and DPO, and compare them with it 
 	@echo "To see the run: make ui"
 	@echo "which is: $(BIN)/mlflow ui --backend-store-uri '$(STORE)' --host 127.0.0.1"
 
-leaderboard: $(STAMP) ## Write the evaluations of an experiment as one page (EXPERIMENT=NAME)
+leaderboard: ## Write the evaluations of an experiment as one page (EXPERIMENT=NAME)
+	@$(READY)
 	@$(BIN)/python leaderboard.py $(if $(EXPERIMENT),"tracking.experiment='$(EXPERIMENT)'") $(ARGS)
 
-ui: $(STAMP) ## Open the MLflow UI on this machine, and print its pages
+ui: ## Open the MLflow UI on this machine, and print its pages
+	@$(READY)
 	@$(BIN)/python -m rmexp.tracking.pages '$(STORE)'
 	@$(BIN)/mlflow ui --backend-store-uri '$(STORE)' --host 127.0.0.1
 
@@ -67,7 +73,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; \
 	    v >= (3, 11) or sys.exit("setup: $(PYTHON) is %d.%d; $(WANTED)" % v[:2])'
 	@echo "setup: installing into .venv (some minutes the first time)"
+	@$(PYTHON) -m venv '$(or $(realpath .venv),.venv)'
 	@rm -f $@
-	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,sweep]'
 	@touch $@

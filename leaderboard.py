@@ -74,8 +74,7 @@ def write(boards: "dict[str, Board]", experiment: str, out_dir: Path, run: "Run"
     if len(note) > _NOTE_LENGTH:
         note = note[: note.rindex("\n", 0, _NOTE_LENGTH)] + "\n\nAll of it: leaderboard.html."
     run.note(note)
-    print(f"{about}\n{out_dir / 'leaderboard.html'}")
-    return counts
+    return f"{counts}: {out_dir / 'leaderboard.html'}"
 
 
 def tags(config: dict[str, Any]) -> dict[str, str]:

@@ -6,6 +6,7 @@ python train_rm.py model=smollm2 objective=bt data=toy eval_after=[toy]
 import json
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 
 from rmexp.cli.commands import help_command, launch, run_command
 from rmexp.cli.configs import benchmark_config, benchmarks, build
+from rmexp.cli.local_copies import located
 from rmexp.cli.parts import keyed, model_config, settings
 from rmexp.cli.sweeps import child_name, find_sweep
 from rmexp.errors import ConfigError
@@ -36,6 +38,7 @@ def train(config: dict[str, Any], out_dir: Path) -> "Callable[[Run | None], str]
     In a process that only helps another one the run is None.
     """
     from rmexp.evaluation import followups
+    from rmexp.metrics import headline
     from rmexp.training.options import check_options, make_trainer
     from rmexp.training.recipe import read_recipe
     from rmexp.training.start import Training
@@ -47,7 +50,8 @@ def train(config: dict[str, Any], out_dir: Path) -> "Callable[[Run | None], str]
     options = {"enable_progress_bar": sys.stderr.isatty(), **options}
     make_trainer(build(options))  # to see before anything is loaded whether it can be
     objective, source = build(config["objective"]), build(config["data"])
-    follow_ups = followups.read_follow_ups(config["eval_after"], _bench, build)
+    read = partial(_bench, root=config["data_root"])
+    follow_ups = followups.read_follow_ups(config["eval_after"], read, build)
     beside = followups.check_beside(config["eval_beside"])
     dtype = "bfloat16" if options["precision"] == "bf16-true" else "float32"
     start = _start(config, dtype)
@@ -70,11 +74,8 @@ def train(config: dict[str, Any], out_dir: Path) -> "Callable[[Run | None], str]
         if name := config["tracking"]["register"]:
             print(f"registered as {run.register(name, model_id)}")
         print(f"\n{run.others()}")
-        shown = [
-            f"{name} {value:.3f}"
-            for name, value in metrics.items()
-            if name in ("val/accuracy", *(one.headline for one in follow_ups))
-        ]
+        names = ("val/accuracy", *(one.headline for one in follow_ups))
+        shown = filter(None, (headline(metrics, name) for name in names))
         return ", ".join(shown)
 
     return work
@@ -129,12 +130,12 @@ def _anywhere(path: str) -> str:
     return str(local.resolve()) if local.is_dir() else path
 
 
-def _bench(name: str) -> dict[str, Any]:
-    """Return a benchmark's config."""
+def _bench(name: str, root: str | None) -> dict[str, Any]:
+    """Return a benchmark's config, with the path of its copy below `root` if there is one."""
     if name not in benchmarks():
         there = ", ".join(benchmarks())
         raise ConfigError(f"eval_after: there is no benchmark {name}, choose from {there}")
-    return benchmark_config(name)
+    return located(benchmark_config(name), name, root)
 
 
 def _name(config: Mapping[str, Any]) -> str:

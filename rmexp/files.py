@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import uuid
 from pathlib import Path
 
@@ -20,6 +21,14 @@ def replace(path: Path, text: str) -> Path:
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ROOT / "rmexp" / "published"  # tables of others' numbers
+
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def is_hub_name(path: str) -> bool:
+    """Say whether a path that is not there may be a name on the Hugging Face hub, `owner/name`."""
+    return bool(_HUB_NAME.fullmatch(path))
 
 
 def make_folder(path: Path, name: str) -> Path:

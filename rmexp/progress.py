@@ -2,6 +2,7 @@
 
 import logging
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
@@ -10,24 +11,21 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 log = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LINES = 30.0
+_SECONDS_TO_FIRST_LINE, _SECONDS_BETWEEN_LINES = 5.0, 30.0
 
 
-class ScoringProgress:
-    """Show how many responses are scored, how many tokens a second, and the time left.
+class WorkProgress:
+    """Show which share of the work is done, how much of it a second, and the time left.
 
-    The time left follows from tokens, since responses are scored longest first. `unit` names what
-    stands in for tokens where these are not known before. One of several that go on side by side is
-    `shown`.
+    Work is counted in tokens, not in responses: the longest come first. `unit` names what stands in
+    for tokens where these are not known before. One of several that go on side by side is `shown`.
     """
 
-    def __init__(
-        self, label: str, responses: int, tokens: int, unit: str = "tokens", shown: bool = True
-    ) -> None:
-        self._unit, self._shown = unit, shown
-        self._label, self._responses, self._tokens = label, responses, tokens
-        self._done_responses = self._done_tokens = 0
-        self._began = self._last_line = time.monotonic()
+    def __init__(self, label: str, work: int, unit: str = "tokens", shown: bool = True) -> None:
+        self._label, self._work, self._unit, self._shown = label, work, unit, shown
+        self._done = 0
+        self._began = time.monotonic()
+        self._next_line = self._began + _SECONDS_TO_FIRST_LINE
         console = Console(stderr=True)
         self._bar: Progress | None = None
         if shown and console.is_terminal:
@@ -35,31 +33,31 @@ class ScoringProgress:
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TaskProgressColumn(),
-                TextColumn("{task.fields[responses]}/{task.fields[of]} responses"),
-                TextColumn("{task.fields[rate]:,.1f} " + f"{unit}/s"),
+                TextColumn(f"of {work:,} {unit},"),
+                TextColumn("{task.fields[rate]:,.0f} a second,"),
                 TimeRemainingColumn(),
+                TextColumn("left"),
                 console=console,
             )
-            self._task = self._bar.add_task(label, total=tokens, responses=0, of=responses, rate=0)
+            self._task = self._bar.add_task(label, total=work, rate=0)
 
-    def advance(self, responses: int, tokens: int) -> None:
-        """Count responses and their tokens as scored."""
-        self._done_responses += responses
-        self._done_tokens += tokens
+    def advance(self, work: int) -> None:
+        """Count work as done."""
+        self._done += work
         now = time.monotonic()
-        rate = self._done_tokens / max(now - self._began, 1e-9)
+        rate = self._done / max(now - self._began, 1e-9)
         if self._bar is not None:
-            self._bar.update(self._task, advance=tokens, responses=self._done_responses, rate=rate)
-        elif self._shown and now - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._last_line = now
+            self._bar.update(self._task, advance=work, rate=rate)
+        elif self._shown and now >= self._next_line:
+            self._next_line = now + _SECONDS_BETWEEN_LINES
             log.info(
-                "%s: %d/%d responses, %.1f %s/s, %.0f s left",
+                "%s: %.0f %% of %s %s, %s a second, %s left",
                 self._label,
-                self._done_responses,
-                self._responses,
-                rate,
+                100 * self._done / self._work,
+                f"{self._work:,}",
                 self._unit,
-                (self._tokens - self._done_tokens) / rate,
+                f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}",
+                timedelta(seconds=round((self._work - self._done) / rate)),
             )
 
     def __enter__(self) -> Self:

@@ -6,7 +6,9 @@ Markdown and no formula.
 
 import csv
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal, TypeVar, get_type_hints
 
@@ -18,7 +20,8 @@ from rich.text import Text
 
 from rmexp.errors import DataError
 
-_NAME_WIDTH = 50  # what a column of names keeps on any terminal; longer names are folded
+_NARROWEST = 12  # what a column of names keeps on any terminal
+_shown: ContextVar[bool] = ContextVar("shown", default=True)
 # What a spreadsheet takes for a formula, whatever number of marks is put before it.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _Row = TypeVar("_Row")
@@ -34,6 +37,16 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], re.sub(r"\s*\n\s*", " ", text))
 
 
+@contextmanager
+def unshown() -> Iterator[None]:
+    """Let `show` print nothing meanwhile."""
+    token = _shown.set(False)
+    try:
+        yield
+    finally:
+        _shown.reset(token)
+
+
 def show(
     columns: Sequence[str],
     rows: Iterable[Sequence[str]],
@@ -43,26 +56,66 @@ def show(
     thin: Collection[int] = (),
     frame: box.Box = box.HEAVY_HEAD,
 ) -> None:
-    """Print a table. A number is never cut; where there is no room, long names are folded.
+    """Print a table that fits the terminal; in a pipe or a file it is as wide as it has to be.
 
-    `right` are the columns of numbers; `line_before` is a row that a line sets apart, and `thin`
-    are rows that stand back.
+    A number is never cut. Where there is no room, names are folded, and where the numbers alone are
+    wider than the terminal, each row becomes a few lines. `right` are the columns of numbers;
+    `line_before` is a row that a line sets apart, and `thin` are rows that stand back.
     """
+    if not _shown.get():
+        return
     lines = [[printable(cell) for cell in row] for row in rows]
+    numbers = [column in right for column in columns]
+    console = Console()
+    widths = [max(map(cell_len, cells)) for cells in zip(columns, *lines, strict=True)]
+    if console.is_terminal:
+        fitting = _fitting(widths, numbers, console.width)
+        if fitting is None:
+            _show_lines(console, columns, lines, title)
+            return
+        widths = fitting
+    console.width = max(console.width, sum(widths) + _edges(len(columns)))
     table = Table(title=None if title is None else Text(printable(title)), box=frame)
-    width = 3 * len(columns) + 1
-    for at, column in enumerate(columns):
-        numbers = column in right
-        wide = max(map(cell_len, [column, *(line[at] for line in lines)]))
-        width += wide if numbers else min(wide, _NAME_WIDTH)
-        side: Literal["left", "right"] = "right" if numbers else "left"
-        table.add_column(Text(column), justify=side, no_wrap=numbers, overflow="fold")
+    for column, wide, number in zip(columns, widths, numbers, strict=True):
+        side: Literal["left", "right"] = "right" if number else "left"
+        # A heading may be folded where its numbers are short, a number is not.
+        table.add_column(Text(column), justify=side, width=wide, overflow="fold")
     for at, line in enumerate(lines):
         style = "dim" if at in thin else None
         table.add_row(*map(Text, line), end_section=at + 1 == line_before, style=style)
-    console = Console()
-    console.width = max(console.width, width)
     console.print(table)
+
+
+def _edges(columns: int) -> int:
+    return 3 * columns + 1
+
+
+def _fitting(widths: Sequence[int], numbers: Sequence[bool], room: int) -> list[int] | None:
+    """Return widths of columns that fit into the room, None if they cannot.
+
+    The widest columns of names give way first, down to `_NARROWEST`.
+    """
+    fitting = list(widths)
+    names = [at for at, number in enumerate(numbers) if not number]
+    for _ in range(sum(fitting) + _edges(len(fitting)) - room):
+        widest = max(names, key=lambda at: fitting[at], default=None)
+        if widest is None or fitting[widest] <= _NARROWEST:
+            return None
+        fitting[widest] -= 1
+    return fitting
+
+
+def _show_lines(
+    console: Console, columns: Sequence[str], lines: Sequence[Sequence[str]], title: str | None
+) -> None:
+    """Print each row as its first cell, with a line below it for each other one that says more."""
+    if title is not None:
+        console.print(Text(printable(title)), style="italic")
+    for line in lines:
+        console.print(Text(line[0]), style="bold")
+        for column, cell in zip(columns[1:], line[1:], strict=True):
+            if cell:
+                console.print(Text(f"  {column}: {cell}"))
 
 
 class Markdown(str):

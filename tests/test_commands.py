@@ -33,6 +33,7 @@ from rmexp.benchmarks.toy import Toy
 from rmexp.cli import commands, configs
 from rmexp.errors import ConfigError, no_room
 from rmexp.evaluation import evaluate
+from rmexp.metrics import headline
 from rmexp.models.checkpoints import find_checkpoint
 from rmexp.schema import fingerprint
 from rmexp.scoring.rewards import open_reward
@@ -159,8 +160,10 @@ def test_the_files(good):
     } - {"bad_rows.txt"}  # fmt: skip
     assert set(good.status) >= {"run_id", "experiment_id", "status"}
     assert good.status["status"] == "FINISHED"
-    assert f"results  {good.folder}" in good.out
-    assert good.status["run_id"] in good.out
+    *_, what, number, where = good.out.splitlines()
+    assert what == f"{good.run().info.run_name}: results in {good.folder}"
+    assert number == headline(good.metrics, "toy/overall")
+    assert good.status["run_id"] in where
     assert "loading" in good.err
 
 
@@ -539,6 +542,18 @@ MISTAKES = {
     "tracking.uri=file://{bad}/folder": r"^cannot use the tracking server file:.*sqlite:////path",
     "tracking.uri=nonsense://x": r"^cannot use the tracking server nonsense:.*sqlite:////path",
 }  # fmt: skip
+# What is found before a run is opened, beside what is no choice or no number at all.
+FOUND_EARLY = (
+    "path={bad}/absent",
+    "model.path={bad}/text.txt",
+    RECORDED + "folder",
+    "bench.limit=-1",
+    "bench.limit=0",
+    "bench.limit=many",
+    "bench.include=math",
+    "bench.include=[]",
+    "bench.on_bad_row=drop",
+)
 # Only what scoring needs is found after a model begins to load.
 FOUND_IN_WEIGHTS = ("headless", "model.reader=scalar", "model.reader=implicit")
 
@@ -575,7 +590,7 @@ def test_the_mistakes_are_all_tried():
 @pytest.mark.parametrize(
     ("word", "options"),
     [
-        ("model=nope", "local mlflow recorded skywork smollm2"),
+        ("model=nope", "did you mean python eval_rm py help lists all"),
         ("bench=nope", "bon100 preference rewardbench rewardbench2 rmb rmbench toy"),
     ],
 )
@@ -583,7 +598,7 @@ def test_an_unknown_choice_lists_the_others(command, word, options):
     done = command(word)
     assert done.code == 1
     assert f"Could not find '{word.replace('=', '/')}'" in done.err
-    assert set(options.split()) <= set(done.err.split())
+    assert set(options.split()) <= set(re.findall(r"\w+", done.err))
     assert "Traceback" not in done.err
     assert command.runs() == []
 
@@ -636,7 +651,7 @@ def test_an_output_folder_that_cannot_be_made(command, options, out):
 def test_a_mistake_in_a_process_of_its_own(command):
     done = command.end(command.start("bench.limit=-1"))
     assert done.code == 1
-    assert done.err.count("\n") == 1
+    assert done.err.count("\n") == 2  # what was asked for, and the mistake
     assert done.last.startswith("bench.limit must be a positive whole number, not -1")
     assert not done.out
     assert command.runs() == []

@@ -140,3 +140,33 @@ def test_no_module_uses_what_is_private_to_another(project_root):
                 private = node.attr.startswith("_") and not node.attr.startswith("__")
                 assert not (private and node.value.id in modules), f"{path}:{node.lineno}"
     assert imports > 300
+
+
+def test_the_package_says_what_there_is(project_root):
+    done = subprocess.run(
+        [sys.executable, "-m", "rmexp"], cwd=project_root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    scripts = {path.name for path in project_root.glob("*.py")}
+    assert scripts == set(re.findall(r"^  python (\w+\.py)  ", done.stdout, re.MULTILINE))
+    assert "rmexp.evaluate" in done.stdout
+
+
+@pytest.mark.parametrize("target", ["ui", "leaderboard", "models"])
+def test_what_only_uses_the_environment_installs_nothing(project_root, tmp_path, target):
+    """A checkout newer than the stamp, with an environment that is a link."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / ".installed").touch()
+    os.utime(tmp_path / "elsewhere" / ".installed", (0, 0))
+    (tmp_path / ".venv").symlink_to("elsewhere")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((project_root / name).read_bytes())
+    bin = tmp_path / "elsewhere" / "bin"
+    bin.mkdir()
+    for name in ("python", "mlflow"):
+        (bin / name).write_text("#!/bin/sh\necho ran $0 $*\n")
+        (bin / name).chmod(0o755)
+    done = make(tmp_path, target)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ran .venv/bin/")
+    assert (tmp_path / "elsewhere" / ".installed").exists()

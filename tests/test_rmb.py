@@ -218,9 +218,9 @@ def test_limit_counts_the_prompts_of_each_set_of_a_goal(tmp_path):
 
 def test_what_is_missing_is_noted(parent):
     notes = RMB(path=str(parent), limit=1).load().notes
-    assert notes[0].startswith("pairwise/Helpfulness: the source lacks Brainstorming/Idea Develop")
+    assert notes[0].startswith("partial, pairwise/Helpfulness lacks Brainstorming/Idea Develop")
     assert "Chat/Discussion" not in notes[0]
-    assert notes[1] == ("pairwise/Harmlessness: the source lacks S1, S2, S3, S4, S6 and 6 more")
+    assert notes[1] == "partial, pairwise/Harmlessness lacks S1, S2, S3, S4, S6 and 6 more"
     assert set(notes[4:]) == {f"{part}: 1 of {count} examples" for part, count in COUNTS.items()}
     assert len(notes) == 8
 

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import re
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rmexp.evaluation.figures import dots
 from rmexp.evaluation.gains import Gain
 from rmexp.stats import bestofn
 from rmexp.stats.figures import curves
-from rmexp.tables import markdown, plain, printable, read_csv, show, write_csv
+from rmexp.tables import markdown, plain, printable, read_csv, show, unshown, write_csv
 
 HOSTILE = ["rm[/v2]", "[b]x[/b]", "[/INST]", "[red]", "[link=http://x]y", ":smile:", "{0}", "%s"]
 
@@ -176,3 +177,43 @@ def test_no_other_module_writes_tables():
 
 def test_printable_keeps_what_is_printed():
     assert printable("日 é 'x' [b] \\n") == "日 é 'x' [b] \\n"
+
+
+def uncoloured(text: str) -> str:
+    return re.sub(r"\x1b\[[\d;]*m", "", text)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+def test_a_table_fits_the_terminal_and_no_number_is_cut(capsys, monkeypatch, columns):
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    number = "0.556 (0.468 to 0.645)"
+    show(("metric", "model", "value"), [("x" * 60, "y" * 40, number)] * 2, right=("value",))
+    lines = uncoloured(capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert sum(number in line for line in lines) == 2
+    assert not any("…" in line for line in lines)
+
+
+def test_numbers_wider_than_the_terminal_stand_below_each_other(capsys, monkeypatch):
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    monkeypatch.setenv("COLUMNS", "40")
+    show(("metric", "value", "gain"), [("a/b", "0.5 (0.4 to 0.6)", "+0.1 (+0.0 to +0.2)")],
+         "title", right=("value", "gain"))  # fmt: skip
+    assert uncoloured(capsys.readouterr().out).splitlines() == [
+        "title", "a/b", "  value: 0.5 (0.4 to 0.6)", "  gain: +0.1 (+0.0 to +0.2)",
+    ]  # fmt: skip
+
+
+def test_in_a_pipe_a_row_is_one_line_however_wide(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    show(("name", "n"), [("x" * 300, "1")], right=("n",))
+    assert f"{'x' * 300} │ 1" in capsys.readouterr().out
+
+
+def test_a_table_can_be_left_out(capsys):
+    with unshown():
+        show(("name",), [("a",)])
+    assert not capsys.readouterr().out
+    show(("name",), [("a",)])
+    assert "a" in capsys.readouterr().out

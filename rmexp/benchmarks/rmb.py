@@ -110,8 +110,7 @@ class RMB:
         rows = local_rows(_dataset_folder(top), include)
         entries = [Entry(_example(row), row) for row in rows]
         examples, bad_rows = self._selection.select(entries, part=_part, files=rows.files)
-        missing = [] if include else _missing_scenarios(entries)
-        notes = (*missing, *count_notes(examples, COUNTS, _part))
+        notes = (*_missing_scenarios(entries), *count_notes(examples, COUNTS, _part))
         return Dataset(examples, source, bad_rows, notes, skips=self._selection.skips)
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
@@ -195,7 +194,7 @@ def _subset(row: Row) -> tuple[str, str]:
 
 
 def _missing_scenarios(entries: Iterable[Entry]) -> list[str]:
-    """Return a line for each part of which the source lacks some scenarios, but not all."""
+    """Return a line for each part of which some scenarios are lacking, but not all."""
     there = {entry.example.subset for entry in entries}
     notes = []
     for part in COUNTS:
@@ -203,5 +202,5 @@ def _missing_scenarios(entries: Iterable[Entry]) -> list[str]:
         missing = [name for name in scenarios if f"{part}/{name}" not in there]
         if 0 < len(missing) < len(scenarios):
             more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-            notes.append(f"{part}: the source lacks {', '.join(missing[:_NAMED])}{more}")
+            notes.append(f"partial, {part} lacks {', '.join(missing[:_NAMED])}{more}")
     return notes

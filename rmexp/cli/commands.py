@@ -15,16 +15,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rmexp import secrets
-from rmexp.cli import sweeps
-from rmexp.cli.configs import absolute, given, resolve
+from rmexp import secrets, tables
+from rmexp.cli import jobs, mistakes, sweeps
+from rmexp.cli.configs import absolute, check_early, given, resolve
 from rmexp.cli.jobs import note_job
 from rmexp.errors import ConfigError, RmexpError, no_room
 from rmexp.files import ROOT, make_folder, replace
@@ -51,6 +53,7 @@ Prepare = Callable[[dict[str, Any], Path], Work]
 def launch(main: Callable[[], None]) -> None:
     """Run a Hydra main, end its sweep if it was one, and exit with 1 if any job failed."""
     _speak_utf8()
+    _hide_bars()
     logging.raiseExceptions = False  # a log file on a full disk is no reason for a traceback
     for word in sys.argv[1:]:
         name, _, value = word.partition("=")
@@ -64,13 +67,19 @@ def launch(main: Callable[[], None]) -> None:
 
 
 def _launch(main: Callable[[], None]) -> None:
+    ours = mistakes.hand_over()
     try:
         main()
     except BaseException as error:
         with uninterrupted():
             sweeps.close_sweep(killed=isinstance(error, Killed), broken=True)
+        if ours and isinstance(error, HydraException | OmegaConfBaseException):
+            print(secrets.redact(mistakes.said(error)), file=sys.stderr)
+            sys.exit(1)
         raise
     finally:
+        if ours:
+            mistakes.take_back()
         _redact_hydras_files()
     try:
         _failed.extend(sweeps.close_sweep())
@@ -98,6 +107,14 @@ def _speak_utf8() -> None:
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _hide_bars() -> None:
+    """Switch other libraries' progress bars off; off a terminal, those of downloads too."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def run_command(
@@ -142,7 +159,14 @@ def run_command(
             if sweep is not None:
                 note_job(sweep, hydra.job.num, out_dir)
             _refuse_lists(_words(hydra))
+            log.info("%s", _begin(hydra, out_dir))
+            mistakes.refuse_unknown(config)
             resolved = resolve(config)
+            text = OmegaConf.to_yaml(secrets.mask(resolved))
+            (out_dir / "config.yaml").write_text(text, encoding="utf-8")
+            check_early(resolved)
+            if config["quiet"]:
+                stack.enter_context(tables.unshown())
             if sweep is not None and "BasicLauncher" not in hydra.launcher._target_:
                 stack.enter_context(sweeps.one_gpu(sweep))
             _run(resolved, out_dir, prepare, tags(resolved), status)
@@ -186,8 +210,6 @@ def _run(
     from rmexp.tracking.identity import explaining
     from rmexp.tracking.runs import DoneBefore, tracked_run
 
-    text = OmegaConf.to_yaml(secrets.mask(config))
-    (out_dir / "config.yaml").write_text(text, encoding="utf-8")
     uri, experiment = (given(config["tracking"], name) for name in ("uri", "experiment"))
     name = tags.pop("rmexp.name")
     parent = str(status["sweep"]) if "sweep" in status else None
@@ -212,9 +234,21 @@ def _run(
             json.dumps(done.metrics, indent=1) + "\n", encoding="utf-8"
         )
         write_status(out_dir, status | {"status": "FINISHED"})
-        log.info("skipped: done before, as run %s", done.run_id)
+        log.info("skipped: done before, as run %s: %s", done.run_id, done.headline)
         return
-    print(f"\nresults  {out_dir}\nrun      {run.where()}")
+    jobs.say_last(name, out_dir, status["headline"], run.where())
+
+
+def _begin(hydra: Any, out_dir: Path) -> str:
+    """Return a command's first line: what was chosen of each group, and where results go."""
+    groups = dict(hydra.runtime.choices)
+    chosen = [
+        f"{group} {choice}"
+        for group, choice in groups.items()
+        if "/" not in group and group not in ("tracking", "trainer") and choice is not None
+    ]
+    job = f" job {hydra.job.num}" if hydra.mode is RunMode.MULTIRUN else ""
+    return f"{hydra.job.name}{job}: {', '.join([*chosen, f'results in {out_dir}'])}"
 
 
 def _go_on(config: DictConfig, folder: Path) -> str:
@@ -304,6 +338,11 @@ def _open_sweep(config: DictConfig) -> None:
     words = _words(config.hydra)
     typed = [str(word) for word in config.hydra.overrides.task]
     parsed = OverridesParser.create().parse_overrides(typed)
+    paths = [w for w in config.hydra.overrides.hydra if str(w).startswith("hydra.searchpath=")]
+    loader = GlobalHydra.instance().config_loader()
+    mistakes.refuse_words(
+        parsed, config, lambda group: loader.get_group_options(group, overrides=paths)
+    )
     varied = {str(word.key_or_group) for word in parsed if word.is_sweep_override()}
     varied |= {str(key) for key in config.hydra.sweeper.params or {}}
     folder, command = Path(config.hydra.sweep.dir).absolute(), str(config.hydra.job.name)

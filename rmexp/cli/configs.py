@@ -5,36 +5,59 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rmexp.cli.local_copies import check_root, located
 from rmexp.errors import ConfigError, DataError, RmexpError
-from rmexp.files import ROOT, make_folder
+from rmexp.files import ROOT, is_hub_name, make_folder
 from rmexp.outside import known, parameters
 from rmexp.secrets import learn
 
+
+def _choices(group: str, what: str) -> str:
+    """Return what `--help` says of a group: what it is for, and the names of its files."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader = GlobalHydra.instance().config_loader()
+    names = ", ".join(loader.get_group_options(group))
+    indent = "    "
+    return f"{group}: {what}\n" + fill(
+        names, _HELP_WIDTH, initial_indent=indent, subsequent_indent=indent
+    )
+
+
+_HELP_WIDTH = 100
+OmegaConf.register_new_resolver("choices", _choices)
 OmegaConf.register_new_resolver("root", lambda name="": str(ROOT / name))
 OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True)
 
 # Settings that name folders to be made, and such as may name what is there.
 _FOLDERS, _PATHS = {"out_dir", "store_dir", "data_root"}, {"path", "prior_sets", "compare"}
 _NO_PATH = "embedded"
+# Modules whose objects are cheap to make; they import no torch, no transformers and no mlflow.
+_QUICK = (
+    "rmexp.benchmarks.",
+    "rmexp.scoring.recorded.",
+    "rmexp.correlation.tables.",
+    "rmexp.training.data.",
+)
 _SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|$)(.+)")
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """Return the config as plain values, with absolute paths.
+    """Return the config as plain values, with absolute paths and those below `data_root`.
 
     Paths were given in the folder in which the command was started, where a job may not run. Raises
     ConfigError for a value that is missing or loops.
     """
     try:
-        if missing := sorted(OmegaConf.missing_keys(config)):
-            raise ConfigError(f"{missing[0]} has no value: give one, {missing[0]}=VALUE")
         resolved = OmegaConf.to_container(config, resolve=True)
+        missing = OmegaConf.missing_keys(config)
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if error.full_key else ""
         raise ConfigError(f"{where}{str(error).splitlines()[0]}; give another value") from error
@@ -42,13 +65,51 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     learn(resolved)
     started = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else os.getcwd()
     plain = {str(key): absolute(value, started, str(key)) for key, value in resolved.items()}
+    check_root(plain.get("data_root"))
+    for group in ("bench", "data"):
+        if isinstance(plain.get(group), dict):
+            plain[group] = located(plain[group], _choice(group), plain.get("data_root"))
+    if missing := {key for key in missing if _at(plain, key) == "???"}:
+        first = min(missing)
+        raise ConfigError(f"{first} has no value: give one, {first}=VALUE")
     whole(plain, "seed")
     model = plain.get("model")
-    if isinstance(model, dict) and model.get("name") is not None:
-        plain["model"] = model | {"name": str(model["name"])}  # a number is a name too
+    if isinstance(model, dict):
+        plain["model"] = model | {"name": _name(model)}
     if isinstance(plain.get("bench"), dict) and HydraConfig.initialized():
         plain["bench"] = _named(plain["bench"], HydraConfig.get().runtime.choices["bench"])
     return plain
+
+
+def _choice(group: str) -> str:
+    """Return the name of the file that was chosen of a group."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return str(choices.get(group) or group)
+
+
+def _at(config: Mapping[str, Any], key: str) -> object:
+    """Return the value of a key such as `bench.path`, "???" for one within a list."""
+    value: object = config
+    for part in key.split("."):
+        value = value.get(part, "???") if isinstance(value, Mapping) else "???"
+    return value
+
+
+def _name(model: Mapping[str, Any]) -> str | None:
+    """Return what to call a model: its name, which may be a number, or that of its path.
+
+    A path is shortened to its folder's name, and that of a training, `.../RUN/model`, to `RUN`.
+    """
+    name = model.get("name")
+    if name is None:
+        name = None if model.get("url") or model.get("path") == _NO_PATH else model.get("path")
+    if name is None:
+        return None
+    path = Path(str(name))
+    if not path.is_absolute() and not path.expanduser().exists():
+        return str(name)
+    at = path.expanduser().resolve()
+    return at.parent.name if at.name == "model" and at.parent.name else at.name
 
 
 def absolute(value: Any, folder: str, name: str) -> Any:
@@ -143,6 +204,26 @@ def _searchpath() -> list[str]:
     """Return the override of `hydra.searchpath` with which this command was started, if any."""
     words = HydraConfig.get().overrides.hydra if HydraConfig.initialized() else []
     return [str(word) for word in words if str(word).startswith("hydra.searchpath=")]
+
+
+def check_early(config: Mapping[str, Any]) -> None:
+    """Refuse, before anything large is imported, what cannot work or is not there.
+
+    Benchmarks, data and tables check their options when they are made. Raises RmexpError.
+    """
+    model = config.get("model")
+    if isinstance(model, Mapping) and "trust_remote_code" in model:
+        reference = model.get("reference")
+        below = reference.get("path") if isinstance(reference, Mapping) else None
+        for path in (model.get("path"), model.get("base"), below):
+            there = isinstance(path, str) and os.path.isdir(os.path.expanduser(path))
+            if isinstance(path, str) and path != _NO_PATH and not there and not is_hub_name(path):
+                raise ConfigError(
+                    f"model.path={path}: there is no such folder, and it is no hub name"
+                )
+    for section in config.values():
+        if isinstance(section, Mapping) and str(section.get("_target_")).startswith(_QUICK):
+            build(section)
 
 
 def rebuild(recorded: object, where: str) -> Any:

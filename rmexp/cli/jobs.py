@@ -107,3 +107,17 @@ def write_table(path: Path, jobs: Sequence[Job]) -> None:
 def show(jobs: Sequence[Job]) -> None:
     """Print the jobs as a table."""
     tables.show(_COLUMNS, job_rows(jobs), "the sweep's jobs")
+
+
+def say_last(what: str, folder: Path, number: str, where: str) -> None:
+    """Print the three lines that a command ends with: what it did, its number, where to see it."""
+    print(f"\n{tables.printable(what)}: results in {folder}")
+    print(f"{tables.printable(number) or 'done'}\n{where}")
+
+
+def counted(jobs: Sequence[Job]) -> str:
+    """Say how many of the jobs finished."""
+    failed = sum(job.failed for job in jobs)
+    return f"{len(jobs) - failed} of {len(jobs)} jobs finished" + (
+        f", {failed} did not" if failed else ""
+    )

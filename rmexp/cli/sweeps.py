@@ -104,7 +104,7 @@ def _close(folder: Path, run: "Run", killed: bool, broken: bool) -> list[Path]:
     finally:
         ended = "KILLED" if killed else "FAILED" if failed or broken else "FINISHED"
         run.end(run.run_id, ended)
-    print(f"\nresults  {folder}\nsweep    {run.where()}")
+    jobs.say_last("sweep", folder, jobs.counted(done), run.where())
     return failed
 
 

@@ -113,7 +113,7 @@ def markdown(rows: Sequence[Gain]) -> str:
 
 def show(rows: Sequence[Gain]) -> None:
     """Print the short table on the terminal."""
-    tables.show(_COLUMNS, table(rows), "beside the model before training")
+    tables.show(_COLUMNS, table(rows), "beside the model before training", right=_COLUMNS[2:])
     if chance := _chance(rows):
         print(chance)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -19,7 +20,7 @@ from rmexp.scoring.recorded import RecordedReward, left_out_note, lookup_shared
 from rmexp.scoring.score import Settings
 from rmexp.secrets import mask, redact
 from rmexp.signals import Killed
-from rmexp.tables import plain
+from rmexp.tables import plain, unshown
 from rmexp.tracking.identity import result_key
 from rmexp.tracking.numbers import whole
 from rmexp.tracking.run_folder import write_status
@@ -144,7 +145,11 @@ def follow(
             child.log_params({**config, "seed": settings.seed})
             try:
                 key = partial(result_key, config)
-                metrics = evaluate_in_run(reward, wanted.benchmark, settings, folder, child, key)
+                # Of several models the comparison is shown, and not each one's table before it.
+                with unshown() if len(rewards) > 1 else nullcontext():
+                    metrics = evaluate_in_run(
+                        reward, wanted.benchmark, settings, folder, child, key
+                    )
             except BaseException as error:
                 ended = "KILLED" if isinstance(error, Killed) else "FAILED"
                 write_status(folder, {**ids, "status": ended, "error": redact(str(error))})

@@ -17,7 +17,7 @@ import httpx2
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.judges.engine import TOO_LONG, Answer, Done, Question, Sampling
 from rmexp.outside import parse_json
-from rmexp.progress import ScoringProgress
+from rmexp.progress import WorkProgress
 from rmexp.scoring.score import Settings
 from rmexp.secrets import is_variable, learn, mask, redact
 
@@ -106,12 +106,12 @@ class Endpoint:
         limits = httpx2.Limits(max_connections=self._concurrency)
         waiting, count = iter(questions), len(questions)
         async with httpx2.AsyncClient(headers=headers, limits=limits, timeout=None) as client:
-            with ScoringProgress(self._model, count, count, "answers") as progress:
+            with WorkProgress(self._model, count, "answers") as progress:
 
                 async def work() -> None:
                     for question in waiting:  # shared: each question is taken once
                         done([(question, await self._ask(client, question, sampling))])
-                        progress.advance(1, 1)
+                        progress.advance(1)
 
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(self._concurrency, count)):

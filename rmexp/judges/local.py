@@ -9,7 +9,7 @@ from typing import Any
 from rmexp.errors import ConfigError
 from rmexp.judges.engine import TOO_LONG, Answer, Done, Question, Sampling
 from rmexp.models.checkpoints import Checkpoint
-from rmexp.progress import ScoringProgress
+from rmexp.progress import WorkProgress
 from rmexp.schema import Message
 from rmexp.scoring.budget import run_halving
 from rmexp.scoring.model_reward import ModelReward
@@ -77,13 +77,13 @@ class Local:
             return lambda: made
 
         limit = settings.batch_tokens or _BATCH_TOKENS
-        with ScoringProgress(name, len(fitting), sum(lengths)) as progress:
+        with WorkProgress(name, sum(lengths)) as progress:
             for batch, made in run_halving(
                 len(fitting), make, begin, limit, "a question and its answer"
             ):
                 rows = [fitting[at] for at in batch.rows]
                 done([(questions[at], answer) for at, answer in zip(rows, made, strict=True)])
-                progress.advance(len(rows), batch.tokens)
+                progress.advance(batch.tokens)
 
 
 def open_local(path: str, sampling: Sampling, **settings: Any) -> Local:

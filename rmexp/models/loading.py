@@ -1,7 +1,6 @@
 """Weights to models: score heads and policies, loaded whole or not at all."""
 
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -232,8 +231,7 @@ def _load(
     """Return the model, and the names of the weights that it leaves unread."""
     if place is not None:
         options["device_map"] = place
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model, info = from_pretrained(auto, checkpoint, dtype, attention, "load", **options)
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(

@@ -17,7 +17,7 @@ import numpy as np
 
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.models.chat import Encoded
-from rmexp.progress import ScoringProgress
+from rmexp.progress import WorkProgress
 from rmexp.scoring.budget import measured_budget, run_halving
 from rmexp.scoring.columns import Column
 from rmexp.scoring.plan import Batch, plan, shares
@@ -187,7 +187,7 @@ def _compute(
     values: dict[str, float] = {}
     work = Work()
     began = time.monotonic()
-    with ScoringProgress(column.checkpoint.name, len(rows), sum(lengths), shown=shown) as progress:
+    with WorkProgress(column.checkpoint.name, sum(lengths), shown=shown) as progress:
         for batch, scores in _batches(forward, rows, request.batch_tokens):
             made = list(zip([names[at] for at in batch.rows], scores, strict=True))
             store.append(made)
@@ -196,7 +196,7 @@ def _compute(
             work.tokens += tokens
             work.tokens_run += batch.tokens
             work.tokens_padded += batch.padded
-            progress.advance(len(batch.rows), tokens)
+            progress.advance(tokens)
     work.seconds = time.monotonic() - began
     rng = np.random.default_rng(request.seed)
     for at in rng.choice(len(rows), min(_SELF_CHECKED, len(rows)), replace=False):

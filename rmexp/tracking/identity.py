@@ -10,6 +10,8 @@ from typing import Any
 _NO_PART_OF_A_RESULT = {
     "out_dir",
     "store_dir",
+    "data_root",
+    "quiet",
     "tracking",
     "batch_tokens",
     "devices",

@@ -1,7 +1,6 @@
 """Sources of preference pairs to train on: a name for each in conf/data."""
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -12,9 +11,8 @@ from rmexp.data.rows import Row
 from rmexp.data.selection import Entry, Selection, load_rows
 from rmexp.data.sources import is_there, local_path
 from rmexp.errors import ConfigError, DataError
+from rmexp.files import is_hub_name
 from rmexp.schema import Dataset, Example
-
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 class Source(Protocol):
@@ -164,7 +162,7 @@ def _local(path: str, split: str | None) -> bool:
         raise ConfigError("data.path is empty: give a file, a folder, or a hub data set's name")
     if is_there(path):
         return True
-    if not _HUB_NAME.fullmatch(path):
+    if not is_hub_name(path):
         local_path(path)
     if split is None:
         raise DataError(

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -165,8 +164,7 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("callbacks.model_summary", "profilers"):  # which speak where they are asked to
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
-    if not sys.stderr.isatty():
-        disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     for message in (
         ".isinstance.treespec, LeafSpec.. is deprecated",  # lightning's own call
         "Checkpoint directory .* exists and is not empty",  # a run that goes on

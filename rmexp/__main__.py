@@ -1,7 +1,5 @@
 """python -m rmexp: what there is."""
 
-import sys
-
 from rmexp.files import ROOT
 
 _ABOUT = """\
@@ -31,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

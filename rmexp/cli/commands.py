@@ -160,7 +160,7 @@ def run_command(
                 note_job(sweep, hydra.job.num, out_dir)
             _refuse_lists(_words(hydra))
             log.info("%s", _begin(hydra, out_dir))
-            mistakes.refuse_unknown(config)
+            mistakes.refuse_unknown(config, _words(hydra))
             resolved = resolve(config)
             text = OmegaConf.to_yaml(secrets.mask(resolved))
             (out_dir / "config.yaml").write_text(text, encoding="utf-8")

@@ -64,18 +64,20 @@ def no_choice(group: str, name: str, options: Sequence[str]) -> str:
     return f"{begin}; did you mean {_or(near)}? python {_command()}.py --help lists all"
 
 
-def refuse_unknown(config: DictConfig) -> None:
+def refuse_unknown(config: DictConfig, words: Iterable[str]) -> None:
     """Refuse settings that were added and that nothing reads: `+limit=2`, `+objective=bt`.
 
-    Raises ConfigError with what may have been meant.
+    `words` are those of the command; an experiment's file may have keys of its own. Raises
+    ConfigError with what may have been meant.
     """
     known = _top_level(_command())
-    for key in config:
-        if known and str(key) not in known:
+    typed = {word.lstrip("+").partition("=")[0].partition(".")[0] for word in words}
+    for key in map(str, config):
+        if known and key not in known and key in typed:
             settings = [s for s in _leaves(config) if s.partition(".")[0] in known]
-            raise ConfigError(f"{key}: nothing reads it; {_meant(str(key), settings)}")
+            raise ConfigError(f"{key}: nothing reads it; {_meant(key, settings)}")
     tracking = known.get("tracking", {}) | _top_level("tracking/sqlite")
-    for key in config.get("tracking", {}):
+    for key in map(str, config.get("tracking", {})):
         if known and key not in tracking:
             raise ConfigError(
                 f"tracking.{key}: nothing reads it; choose from "

@@ -172,11 +172,11 @@ def test_weights_go_where_they_are_to_lie_as_they_are_read(
     reward = open_reward(path=str(tiny_scalar(tmp_path / "model")), device="cpu")
     checkpoint = reward.columns[0].checkpoint
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    places = [loading._place(device, None) for device in ("cpu", "cuda", "cuda:1")]
+    places = [loading.place_of(device, None) for device in ("cpu", "cuda", "cuda:1")]
     assert places == [None, {"": "cuda:3"}, {"": "cuda:1"}]
-    assert loading._place("cuda", "auto") == "auto"
+    assert loading.place_of("cuda", "auto") == "auto"
     plain = loading.load_scalar(checkpoint, "float32", None, "cpu")
-    monkeypatch.setattr(loading, "_place", lambda *_: {"": "cpu"})
+    monkeypatch.setattr(loading, "place_of", lambda *_: {"": "cpu"})
     streamed = loading.load_scalar(checkpoint, "float32", None, "cpu")
     for name, weight in plain.state_dict().items():
         assert torch.equal(weight, streamed.state_dict()[name])

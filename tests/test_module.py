@@ -1,6 +1,7 @@
 """One training step after another, on models of a few thousand weights."""
 
 import logging
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from scored_rows import score
 from tiny import tiny_encoder, tiny_policy, tiny_scalar
 from training import OBJECTIVES, encoded, fit, module, quiet_trainer, start, toy_examples
 
-from rmexp.errors import ScoreError
+from rmexp.errors import ConfigError, ScoreError
 from rmexp.metrics import wins
 from rmexp.scoring.score import Settings
+from rmexp.training import fit as fit_file
+from rmexp.training import module as module_file
 from rmexp.training.batches import Batches
+from rmexp.training.module import PreferenceModule
 from rmexp.training.objectives import DPO, BradleyTerry
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -101,6 +105,61 @@ def test_shared_prompts_leave_the_gradient_as_it_is(
     assert max(float(gradient.abs().max()) for gradient in padded.values()) > 0.01
     for parameter, gradient in padded.items():
         torch.testing.assert_close(packed[parameter], gradient, rtol=0, atol=1e-5)
+
+
+def test_a_fused_optimiser_steps_as_the_plain_one_and_leaves_out_what_is_not_finite(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: what is not logged is not read, and a bad step is found where one is logged."""
+    begin = start(policy)
+    pairs = encoded(begin, BradleyTerry(), toy_examples(24), tmp_path)
+    plain, fused, broken = (module(begin, BradleyTerry()) for _ in range(3))
+    fit(plain, pairs, 4)
+    monkeypatch.setattr(module_file, "_FUSED", ("cpu",))
+    reads: list[int] = []
+    read = PreferenceModule._read_steps
+
+    def noted(self: PreferenceModule) -> dict[str, float]:
+        if self._unread:
+            reads.append(len(self._unread))
+        return read(self)
+
+    monkeypatch.setattr(PreferenceModule, "_read_steps", noted)
+    fit(fused, pairs, 4, log_every_n_steps=4)
+    assert reads == [4, 2]
+    assert_equal(plain, fused, atol=1e-6)
+    assert [row["step"] for row in fused.history] == [row["step"] for row in plain.history]
+    for row, same in zip(fused.history, plain.history, strict=True):
+        for name in ("train/loss", "train/gradient_norm", "train/learning_rate"):
+            assert row[name] == pytest.approx(same[name], rel=1e-4)
+    seen: list[dict[str, torch.Tensor]] = []
+    loss = BradleyTerry.loss
+
+    def breaks(self: Any, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+        seen.append(weights(broken))
+        return loss(self, chosen, rejected) * (float("nan") if len(seen) == 2 else 1.0)
+
+    monkeypatch.setattr(BradleyTerry, "loss", breaks)
+    with pytest.raises(ScoreError, match=r"the loss is not finite in step 2 at pair "):
+        fit(broken, pairs, 4, log_every_n_steps=4)
+    assert len(seen) == 4
+    moved = [any(not torch.equal(one[n], other[n]) for n in one) for one, other in pairwise(seen)]
+    assert moved == [False, False, True]  # the first step's rate is 0 yet, the second is left out
+
+
+def test_training_out_of_memory_says_what_to_do(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    begin = start(policy)
+    pairs = encoded(begin, BradleyTerry(), toy_examples(4), tmp_path)
+    monkeypatch.setattr(BradleyTerry, "loss", full)
+    trainer = quiet_trainer()(logger=False, enable_checkpointing=False)
+    made = module(begin, BradleyTerry())
+    with pytest.raises(ConfigError, match=r"^training does not fit the GPU's memory: train anew"):
+        fit_file.fit(trainer, made, Batches(pairs, 4), Batches(pairs, 4), tmp_path, None)
 
 
 @pytest.mark.parametrize("normalised", [False, True])

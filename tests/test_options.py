@@ -322,3 +322,16 @@ def test_lightning_says_only_what_it_is_asked_for(
     assert not caplog.messages
     trainer.profiler.describe()  # type: ignore[attr-defined]
     assert "Profiler Report" in caplog.text
+
+
+def test_a_job_of_a_sweep_trains_on_the_gpu_that_it_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By number, where there are several: all would train on the first one."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    options = {"accelerator": "gpu", "devices": 1, "strategy": "auto", "precision": "bf16-mixed"}
+    for count, sweep, expected in ((2, True, [1]), (2, False, 1), (1, True, 1), (0, True, 1)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        assert check_options(options, sweep)["devices"] == expected
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert check_options(options | {"accelerator": "cpu"}, True)["devices"] == 1

@@ -18,6 +18,7 @@ from transformers import (
 
 from rmexp.errors import ConfigError
 from rmexp.schema import Example, Message, ScoredExample
+from rmexp.scoring import rewards as rewards_file
 from rmexp.scoring.rewards import ImplicitReward, ScalarReward, implicit_rewards, open_reward
 from rmexp.scoring.score import Settings
 
@@ -247,3 +248,21 @@ def test_remote_code_needs_a_pinned_commit() -> None:
 def test_a_hub_name_that_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="cannot get no-such/model from the hub"):
         open_reward(path="no-such/model")
+
+
+def test_flash_attention_is_refused_in_one_line_where_it_cannot_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And opened where it can: on a GPU, with its package, in 16 bits."""
+    path = str(tiny_scalar(tmp_path / "model"))
+    options: dict[str, Any] = {"path": path, "attention": "flash_attention_2"}
+    with pytest.raises(ConfigError, match=r"attention=flash_attention_2: this model is on the CPU"):
+        open_reward(**options, device="cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(rewards_file, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="the package flash-attn is not installed; without "):
+        open_reward(**options)
+    monkeypatch.setattr(rewards_file, "find_spec", lambda name: object())
+    with pytest.raises(ConfigError, match=r"in 16 bits, give model\.dtype=bfloat16 with it"):
+        open_reward(**options, dtype="float32")
+    assert open_reward(**options, dtype="bfloat16").columns[0].attention == "flash_attention_2"

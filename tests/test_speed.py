@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from scored_rows import write_json, write_lines
 from tiny import tiny_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
 import bench
@@ -232,3 +234,40 @@ def test_the_measurement_of_a_gpu_needs_neither_mlflow_nor_hydra() -> None:
                 outside.add(name.split(".")[0])
     assert len(seen) > 20
     assert not outside & {"mlflow", "hydra", "omegaconf", "datasets", "gguf", "trl"}
+
+
+def memory(name: str, how: str) -> tuple[float, float]:
+    """Return the GiB of the states and of the activations, as docs/gpus.md says they are counted.
+
+    A layer that is computed again holds 8 widths and 4 inner widths a token, in 16 bits.
+    """
+    shape = dict(gpu.SHAPES[name])
+    layers, width, inner = (
+        shape[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size")
+    )
+    with torch.device("meta"):
+        config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+        model = AutoModelForCausalLM.from_config(config)
+    count = sum(p.numel() for p in model.parameters())
+    short = 2 if "bf16-true" in how else 4
+    states: float = 4 * short * count
+    if how.startswith("LoRA"):
+        linears = [m for m in model.model.modules() if isinstance(m, torch.nn.Linear)]
+        rank = 16
+        states = 2 * count + 16 * rank * sum(m.in_features + m.out_features for m in linears)
+    if "fsdp on" in how:
+        states /= int(how.split("fsdp on ")[1].split()[0])
+    tokens = 8 * 2 * 1024
+    activations = tokens * (short * layers * width + 2 * (8 * width + 4 * inner))
+    return states / 2**30, activations / 2**30
+
+
+def test_the_table_of_memory_is_computed(project_root: Path) -> None:
+    lines = (project_root / "docs" / "gpus.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    rows = [row for row in rows if row[0] in ("1B", "8B")]
+    assert len(rows) == 7
+    for size, how, *numbers in rows:
+        states, activations = memory(f"llama-{size.lower()}", how)
+        expected = [f"{n:.1f}" for n in (states, activations, states + activations)]
+        assert numbers == expected, (size, how, expected)

@@ -2,17 +2,21 @@
 
 import csv
 import json
+import logging
 import os
+import platform
 import subprocess
 import sys
+import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from running import Ended, run_apart, run_script
 from scored_rows import score, write_lines
 from test_tracking import fresh_database
@@ -306,21 +310,73 @@ def test_the_weights_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert seen[0]() is None
 
 
-def test_jobs_get_a_gpu_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two devices: the third job shares, and a device that is given back is taken again."""
-    taken: list[int] = []
+def test_jobs_get_a_gpu_each_and_wait_for_a_free_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two devices and five jobs: never more than one on each, and all of them run."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(sweeps, "_POLL", 0.01)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    with sweeps.one_gpu(tmp_path):
-        with sweeps.one_gpu(tmp_path), sweeps.one_gpu(tmp_path):
-            assert taken == [0, 1]
+    here = threading.local()
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: setattr(here, "at", device))
+    at_work: list[int] = []
+    most, done = 0, []
+    both, watched = threading.Barrier(2, timeout=60), threading.Lock()
+
+    def job(number: int) -> None:
+        nonlocal most
         with sweeps.one_gpu(tmp_path):
-            assert taken == [0, 1, 1]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+            with watched:
+                assert here.at not in at_work
+                at_work.append(here.at)
+                most = max(most, len(at_work))
+            if number < 2:
+                both.wait()  # the first two are there together
+            with watched:
+                at_work.remove(here.at)
+                done.append(here.at)
+
+    with ThreadPoolExecutor(2) as first:
+        list(first.map(job, range(2)))
+    with ThreadPoolExecutor(3) as rest:
+        list(rest.map(job, range(2, 5)))
+    assert (most, len(done), set(done)) == (2, 5, {0, 1})
+    third = threading.Thread(target=job, args=(9,))
+    with sweeps.one_gpu(tmp_path), sweeps.one_gpu(tmp_path):
+        third.start()
+        while "waiting for a free one of 2 GPUs" not in caplog.text:
+            time.sleep(0.01)
+        assert len(done) == 5
+        taken = FileLock(tmp_path / f"{platform.node()}-gpu0.lock", blocking=False)
+        with pytest.raises(Timeout), taken:
+            pass
+    third.join(60)
+    assert len(done) == 6
+
+
+def test_a_machine_without_gpu_has_none_to_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with sweeps.one_gpu(tmp_path):
-        assert taken == [0, 1, 1]
-    with FileLock(tmp_path / "gpu0.lock", blocking=False):
-        pass
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("config", "uses"),
+    [
+        ({"model": {"device": "auto"}}, True),
+        ({"model": {"device": "cuda:1"}}, False),  # which is the user's choice
+        ({"model": {"device": "cpu"}, "trainer": {"accelerator": "cpu"}}, False),
+        ({"model": {"device": "cpu"}, "trainer": {"accelerator": "gpu"}}, True),
+        ({"model": {"path": "scores.jsonl"}}, False),
+        ({"model": {"url": None, "local": {"device": "auto"}}}, True),
+        ({"model": {"url": "http://127.0.0.1:1/v1", "local": {"device": "auto"}}}, False),
+        ({"scores": {}, "policy": {}}, False),
+    ],
+)
+def test_only_a_job_with_weights_of_its_own_takes_a_gpu(config: Any, uses: bool) -> None:
+    assert sweeps.uses_gpu(config) == uses
 
 
 def test_the_curves_of_the_jobs_share_a_figure(tmp_path: Path) -> None:

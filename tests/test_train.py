@@ -22,11 +22,16 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
+from peft import PeftModel
 from running import one_thread, run_apart, run_script
 from scored_rows import write_lines
 from tiny import tiny_policy, tiny_scalar
 from training import OBJECTIVES, quiet_trainer, start
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from rmexp import signals
 from rmexp.benchmarks.toy import Toy
@@ -213,6 +218,38 @@ def test_a_kill_in_the_export_leaves_nothing_but_the_model_in_the_end(
     assert not list(folders[1].glob(".*"))
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_lora_layers_alone_are_what_peft_reads(
+    name: str, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The export has compared the rewards that evaluation reads; PEFT gives the same."""
+    monkeypatch.setattr(train_module, "training_curve", lambda history: Figure())
+    recipe = {"lora_rank": 2, "lora_export": "adapter", "learning_rate": 0.1}
+    begin, out = start(policy), tmp_path / "run"
+    run_train(begin, out, OBJECTIVES[name](), run=SILENT, pairs=8, **recipe)
+    assert not list((out / "model").glob("model*"))
+    auto = AutoModelForSequenceClassification if name == "bt" else AutoModelForCausalLM
+    model = auto.from_pretrained(policy, **({"num_labels": 1} if name == "bt" else {})).eval()
+    model.config.pad_token_id = None
+    wrapped = PeftModel.from_pretrained(model, out / "model").eval()
+    reward = open_reward(path=str(out / "model"))
+    row = reward.chat.encode([((Message("user", "Hi?"),), "Hello there")])[0]
+    assert row is not None
+    (found,) = reward.columns[0].load(reward.chat.tokenizer.pad_token_id)([row])
+    with torch.inference_mode():
+        logits = wrapped(input_ids=torch.tensor([row.ids])).logits[0]
+    if name == "bt":
+        expected = float(logits[0])
+    else:
+        logps = logits[row.start - 1 : row.end - 1].log_softmax(-1)
+        ids = torch.tensor(row.ids[row.start : row.end])
+        expected = float(logps.gather(-1, ids[:, None]).sum())
+    assert found == pytest.approx(expected, rel=1e-4)
+    again = start(out / "model")
+    with pytest.raises(ConfigError, match=r"is an adapter itself, below which none is read"):
+        run_train(again, tmp_path / "again", pairs=8, **recipe)
+
+
 def test_a_signal_ends_a_fit_at_once(policy: Path, tmp_path: Path) -> None:
     """The trainer's own handlers, which only note it, do not take the place of ours."""
 
@@ -306,6 +343,8 @@ def test_models_that_do_not_fit_the_objective(policy: Path, tmp_path: Path) -> N
         ({"warmup": 1.0}, r"recipe\.warmup=1"),
         ({"val_share": 0, "patience": 2}, "needs validation"),
         ({"lora_rank": 1.5}, r"recipe\.lora_rank=1\.5"),
+        ({"lora_rank": 2, "lora_export": "both"}, r"recipe\.lora_export=both: use merged or"),
+        ({"lora_export": "adapter"}, r"needs LoRA: give a recipe\.lora_rank"),
     ],
 )
 def test_recipes_that_cannot_be(options: dict[str, Any], message: str) -> None:

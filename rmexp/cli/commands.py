@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NOT_RUN = {"status": "NOT_RUN", "error": "stopped by fail_fast"}
 _failed: list[Path] = []
 _then: list[str] = []  # the command that follows this process's sweep
 _by_hydra: list[Path] = []  # files in which Hydra keeps settings as they were typed
@@ -149,8 +150,7 @@ def run_command(
                 parent, varied = sweeps.find_sweep(sweep)
                 status = {"sweep": parent, "overrides": _words(hydra), "varied": varied}
                 if sweeps.stopped(sweep):
-                    why = {"status": "NOT_RUN", "error": "stopped by fail_fast"}
-                    write_status(out_dir, status | why)
+                    write_status(out_dir, status | _NOT_RUN)
                     note_job(sweep, hydra.job.num, out_dir)
                     return
             if left:
@@ -167,8 +167,11 @@ def run_command(
             check_early(resolved)
             if config["quiet"]:
                 stack.enter_context(tables.unshown())
-            if sweep is not None and "BasicLauncher" not in hydra.launcher._target_:
+            if sweep is not None and _side_by_side(hydra) and sweeps.uses_gpu(resolved):
                 stack.enter_context(sweeps.one_gpu(sweep))
+                if sweeps.stopped(sweep):  # while it waited
+                    write_status(out_dir, status | _NOT_RUN)
+                    return
             _run(resolved, out_dir, prepare, tags(resolved), status)
     except BaseException as error:
         _failed.append(out_dir)
@@ -197,6 +200,12 @@ def help_command(
         if not isinstance(error, Exception):
             raise  # the first process has sent the signal
         _say(error, out_dir, f"process {number}: ")
+
+
+def _side_by_side(hydra: Any) -> bool:
+    """Say whether the jobs of a sweep share this machine; Slurm gives each job its own GPUs."""
+    launcher = str(hydra.launcher._target_)
+    return "BasicLauncher" not in launcher and "Slurm" not in launcher
 
 
 def _run(

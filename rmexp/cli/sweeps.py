@@ -6,11 +6,14 @@ process it runs, finds it by the sweep's folder. Jobs speak through files in the
 
 import gc
 import json
+import logging
+import platform
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -23,6 +26,9 @@ from rmexp.tracking.run_folder import write_status
 if TYPE_CHECKING:
     from rmexp.tracking.runs import Run
 
+log = logging.getLogger(__name__)
+
+_POLL = 0.5  # seconds between two looks for a free GPU
 _FILE, _STOP = "sweep.json", "stopped"
 _open: "tuple[Path, Run, ExitStack] | None" = None  # the sweep of this process, which is its parent
 
@@ -185,24 +191,48 @@ def stopped(folder: Path) -> bool:
     return (folder / _STOP).exists()
 
 
+def uses_gpu(config: Mapping[str, Any]) -> bool:
+    """Say whether a job takes whatever GPU there is: to train, or for weights without a device."""
+    trainer, model = config.get("trainer") or {}, config.get("model") or {}
+    here = {} if model.get("url") else model.get("local") or {}
+    return (
+        trainer.get("accelerator", "cpu") != "cpu"
+        or model.get("device") == "auto"
+        or here.get("device") == "auto"
+    )
+
+
 @contextmanager
 def one_gpu(folder: Path) -> Iterator[None]:
-    """Give the job a CUDA device of its own, as far as the machine has enough of them.
+    """Give the job a GPU of its own; where all are taken, wait for a free one.
 
-    Jobs of one sweep hold a lock on the device that they use; where all are taken, the default one
-    is shared. On a machine with fewer than two devices this does nothing.
+    The jobs of a sweep that share a machine hold a lock each on the device that they use, which
+    ends with their process. On a machine without a GPU this does nothing.
     """
     import torch
 
     with ExitStack() as held:
-        for device in range(torch.cuda.device_count() if torch.cuda.device_count() > 1 else 0):
+        if count := torch.cuda.device_count():
+            device = _free_gpu(folder, count, held)
+            torch.cuda.set_device(device)
+            log.info("on GPU %d of %d", device, count)
+        yield
+
+
+def _free_gpu(folder: Path, count: int, held: ExitStack) -> int:
+    """Return the first device that no other job holds, and hold it."""
+    host, waiting = platform.node(), False
+    while True:
+        for device in range(count):
             try:
-                held.enter_context(FileLock(folder / f"gpu{device}.lock", blocking=False))
+                held.enter_context(FileLock(folder / f"{host}-gpu{device}.lock", blocking=False))
             except Timeout:
                 continue
-            torch.cuda.set_device(device)
-            break
-        yield
+            return device
+        if not waiting:
+            log.info("waiting for a free one of %d GPUs", count)
+            waiting = True
+        time.sleep(_POLL)
 
 
 def free_memory() -> None:

@@ -21,6 +21,8 @@ States = Callable[[Tensor, Tensor], Tensor]  # of rows and positions `(n,)`: sta
 
 _CPU_BUDGET, _GPU_BUDGET = 2048, 65536  # tokens; with more of them nothing is faster
 _CPU_MOST = 16384  # tokens of one prompt's responses: slower than fewer, but for what they share
+# Attentions that compute what the packed one does; another one is somebody's choice.
+_EXACT = ("sdpa", "flash_attention_2", packing.NAME)
 _FULL, _WINDOW = "full_attention", "sliding_attention"
 _TOLD = "rmexp_windows"  # where a backbone keeps whether its layers tell of their windows
 
@@ -172,7 +174,7 @@ def _obstacle(model: Model, config: Any) -> str | None:
     kinds = set(getattr(config, "layer_types", None) or [_FULL])
     if model.config.is_encoder_decoder:
         return "it is an encoder with a decoder"
-    if config._attn_implementation not in ("sdpa", packing.NAME):
+    if config._attn_implementation not in _EXACT:
         return f"its attention is {config._attn_implementation}"
     if not getattr(model.base_model, "_supports_attention_backend", False):
         return f"{type(model.base_model).__name__} has an attention of its own"

@@ -57,7 +57,7 @@ def load_scalar(
     Raises ConfigError where the head, or anything else, is missing from the weights, and where it
     has another number of outputs than one.
     """
-    place = _place(device, device_map)
+    place = place_of(device, device_map)
     if adapter := find_adapter(checkpoint):
         if checkpoint.adapter is not None:
             raise ConfigError(
@@ -102,7 +102,7 @@ def load_policy(
     Raises ConfigError where weights are missing, and for an architecture that changes its logits in
     a way that `token_logits` does not know.
     """
-    place = _place(device, device_map)
+    place = place_of(device, device_map)
     model, unread = _load(AutoModelForCausalLM, checkpoint, dtype, attention, place)
     check_unread(checkpoint, model, unread)
     model = (model if device_map else model.to(device)).eval()
@@ -210,7 +210,7 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _place(device: str, device_map: str | None) -> str | dict[str, str] | None:
+def place_of(device: str, device_map: str | None) -> str | dict[str, str] | None:
     """Return where the library is to put each weight as it reads it; None is the CPU.
 
     So no copy of all of them lies in the host's memory on their way to a GPU.

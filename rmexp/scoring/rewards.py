@@ -6,6 +6,7 @@ column is what is expensive, and what the store keeps: policies with one referen
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from rmexp.outside import known, read_json
 from rmexp.scoring.columns import Column, Values
 from rmexp.scoring.model_reward import ModelReward
 
+_FLASH = "flash_attention_2"
 DTYPES = ("float32", "bfloat16", "float16")
 
 _MEND = "get the model folder again"
@@ -135,6 +137,8 @@ def open_reward(
             "device map chooses the devices itself"
         )
     device = _device(device)
+    if attention == _FLASH:
+        _check_flash(device, dtype)
     if beta is not None and not is_beta(beta):
         raise ConfigError(f"model.beta={beta}: give a number above 0")
     if length_normalised not in (None, True, False):
@@ -212,6 +216,22 @@ def _device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"model.device={device}: this machine shows no CUDA device")
     return device
+
+
+def _check_flash(device: str, dtype: str | None) -> None:
+    """Raise ConfigError where flash attention cannot run."""
+    if device == "cpu":
+        reason = "this model is on the CPU, it runs on GPUs alone"
+    elif find_spec("flash_attn") is None:
+        reason = "the package flash-attn is not installed"
+    elif dtype == "float32":
+        reason = "it computes in 16 bits, give model.dtype=bfloat16 with it"
+    else:
+        return
+    raise ConfigError(
+        f"model.attention={_FLASH}: {reason}; without model.attention a GPU runs torch's own flash "
+        "kernel on packed rows"
+    )
 
 
 def _default_dtype(checkpoint: Checkpoint, device: str) -> str:

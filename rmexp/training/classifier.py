@@ -11,13 +11,25 @@ from rmexp.errors import ConfigError
 from rmexp.models.adapters import find_adapter
 from rmexp.models.backbone import Model
 from rmexp.models.checkpoints import Checkpoint
-from rmexp.models.loading import check_finite, check_unread, from_pretrained, load_scalar, to_float
+from rmexp.models.loading import (
+    check_finite,
+    check_unread,
+    from_pretrained,
+    load_scalar,
+    place_of,
+    to_float,
+)
 
 _PAD = "<|pad|>"
 
 
 def load_classifier(
-    checkpoint: Checkpoint, tokenizer: Any, dtype: str, attention: str | None, seed: int
+    checkpoint: Checkpoint,
+    tokenizer: Any,
+    dtype: str,
+    attention: str | None,
+    seed: int,
+    device: str = "cpu",
 ) -> Model:
     """Load a reward model to train on, or put a new head of one output on a language model.
 
@@ -34,14 +46,17 @@ def load_classifier(
             "from the language model below it"
         )
     if checkpoint.is_classifier and checkpoint.outputs == 1:
-        model = load_scalar(checkpoint, dtype, attention, "cpu")
+        model = load_scalar(checkpoint, dtype, attention, device)
     else:
-        model = _with_new_head(checkpoint, dtype, attention, seed)
+        model = _with_new_head(checkpoint, dtype, attention, seed, device)
     _give_pad_token(model, tokenizer)
     return model
 
 
-def _with_new_head(checkpoint: Checkpoint, dtype: str, attention: str | None, seed: int) -> Model:
+def _with_new_head(
+    checkpoint: Checkpoint, dtype: str, attention: str | None, seed: int, device: str
+) -> Model:
+    place = place_of(device, None)
     model, info = from_pretrained(
         AutoModelForSequenceClassification,
         checkpoint,
@@ -49,6 +64,7 @@ def _with_new_head(checkpoint: Checkpoint, dtype: str, attention: str | None, se
         attention,
         "put a score head on",
         num_labels=1,
+        **({} if place is None else {"device_map": place}),
     )
     heads = {
         name: module for name, module in model.named_children() if name != model.base_model_prefix
@@ -68,7 +84,8 @@ def _with_new_head(checkpoint: Checkpoint, dtype: str, attention: str | None, se
             with torch.no_grad():
                 if parameter.dim() > 1:
                     std = 1 / math.sqrt(parameter.shape[-1] + 1)
-                    parameter.normal_(std=std, generator=generator)
+                    drawn = torch.empty(parameter.shape).normal_(std=std, generator=generator)
+                    parameter.copy_(drawn)
                 else:
                     parameter.zero_()
     check_finite(model, checkpoint)

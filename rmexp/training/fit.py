@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from rmexp.errors import ConfigError, no_room
+from rmexp.models.memory import enough_memory
 from rmexp.tracking.runs import Run
 from rmexp.training.batches import Batches
 from rmexp.training.logger import RunLogger
@@ -19,6 +20,12 @@ from rmexp.training.recipe import Recipe
 from rmexp.training.resuming import LastCheckpoint, WholeCheckpoints
 
 log = logging.getLogger(__name__)
+
+LESS_MEMORY = (
+    "train anew with a recipe.batch_tokens (trainer.accumulate_grad_batches makes up for it), with "
+    "recipe.gradient_checkpointing=true, with recipe.lora_rank=16 and trainer.precision=bf16-true, "
+    "or on several GPUs with trainer=fsdp"
+)
 
 
 class Patience(EarlyStopping):
@@ -113,7 +120,8 @@ def fit(
             len(batches),
         )
     try:
-        trainer.fit(module, batches, val, ckpt_path=ckpt_path, weights_only=True)
+        with enough_memory("training", LESS_MEMORY):
+            trainer.fit(module, batches, val, ckpt_path=ckpt_path, weights_only=True)
         if not trainer.global_step:
             raise ConfigError("training ended before its first step: raise trainer.max_time")
         callback = trainer.checkpoint_callback  # the first one

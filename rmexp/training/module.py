@@ -1,8 +1,9 @@
 """The LightningModule: rewards as evaluation reads them, one loss, and what is logged."""
 
+import math
 import resource
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -13,10 +14,27 @@ from transformers import get_cosine_schedule_with_warmup
 
 from rmexp.errors import ScoreError
 from rmexp.models.backbone import Model
+from rmexp.models.packing import moved
 from rmexp.training.batches import PairBatch
 from rmexp.training.objectives import Objective
 from rmexp.training.sharding import Sharded, shard
 from rmexp.training.sums import Sums, means
+
+_FUSED = ("cuda",)  # devices whose fused AdamW runs ahead of the host
+
+
+class _Step(NamedTuple):
+    """A step: the sums over its pairs and the gradient's norm, `(8,)`, which may be on their way.
+
+    `scaled` says that the loss was multiplied for fp16's sake.
+    """
+
+    number: int
+    learning_rate: float
+    seconds: float
+    scaled: bool
+    numbers: Tensor
+    sums: Sums
 
 
 class PreferenceModule(LightningModule):
@@ -48,6 +66,7 @@ class PreferenceModule(LightningModule):
         self.history: list[dict[str, float]] = []
         self.validation: dict[str, float] = {}
         self._trained, self._validated = Sums(), Sums()
+        self._unread: list[_Step] = []
         self._began = time.monotonic()
         self._rng: list[list[Tensor]] | None = None
 
@@ -56,6 +75,15 @@ class PreferenceModule(LightningModule):
         if isinstance(self.trainer.strategy, Sharded) and not isinstance(self, FSDPModule):
             assert self.device_mesh is not None
             shard(self, self.model, "read", self.device_mesh["data_parallel"])
+
+    def transfer_batch_to_device(
+        self, batch: PairBatch, device: torch.device, dataloader_idx: int
+    ) -> PairBatch:
+        """Leave the tokens on the CPU, where they are packed; send what the loss needs ahead."""
+        references, weights, real = (
+            moved(part, device) for part in (batch.references, batch.weights, batch.real)
+        )
+        return batch._replace(references=references, weights=weights, real=real)
 
     def read(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses, rewards of the chosen and of the rejected responses, `(pairs,)` each."""
@@ -83,49 +111,83 @@ class PreferenceModule(LightningModule):
 
         0 and None do not clip; the algorithm is "norm" (None, too) or "value". A gradient that
         overflows fp16 is left to the scaler, which lowers its scale and leaves out the step. Raises
-        ScoreError where the loss or the gradient is not finite, before any weight changes.
+        ScoreError where the loss or the gradient is not finite, before any weight changes. A GPU's
+        fused AdamW leaves out such a step itself: the host reads the numbers where they are logged,
+        and raises then.
         """
         trained = [p for p in self.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         seconds = time.monotonic() - self._began
-        sums, names = self._take(self._trained)
-        overflow = not torch.isfinite(norm) and self._scale() > 1
-        if not torch.isfinite(sums).all() or not (torch.isfinite(norm) or overflow):
-            what = "the gradient" if torch.isfinite(sums).all() else "the loss"
-            where = f" at pair {', '.join(names)}" if names else ""
-            raise ScoreError(
-                f"{what} is not finite in step {self.trainer.global_step + 1}{where}: give a lower "
-                "recipe.learning_rate, or leave the pair out; the checkpoints of the steps before "
-                "are kept, and resume=true goes on from the last one"
-            )
+        sums, self._trained = self._trained, Sums()
+        numbers = torch.cat([self._reduced(sums), norm.double().reshape(1)])
+        rate, scaled = optimizer.param_groups[0]["lr"], self._scale() > 1
+        self._unread.append(_Step(self.trainer.global_step, rate, seconds, scaled, numbers, sums))
+        metrics: dict[str, float] = {}
+        if self._runs_ahead(optimizer):
+            optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
+            if self.trainer._logger_connector.should_update_logs:
+                metrics = self._read_steps()
+        else:
+            metrics = self._read_steps()
+        overflow = scaled and "train/gradient_norm" not in metrics
         if gradient_clip_val and gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(trained, gradient_clip_val)
         elif gradient_clip_val and not overflow:
             nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
-        metrics = means("train", sums)
-        metrics |= {} if overflow else {"train/gradient_norm": float(norm)}
-        metrics |= {
-            "train/learning_rate": optimizer.param_groups[0]["lr"],
-            "train/seconds": seconds,
-            "train/pairs_per_second": float(sums[-2]) / seconds,
-            "train/tokens_per_second": float(sums[-1]) / seconds,
-            "train/peak_memory_gib": _peak_memory(self.device),
-        }
-        self.log_dict(metrics)
-        self.history.append({"step": float(self.trainer.global_step), **metrics})
-        self.log("loss", metrics["train/loss"], prog_bar=True, logger=False)
-        self.log("accuracy", metrics["train/accuracy"], prog_bar=True, logger=False)
+        if metrics:
+            self.log_dict(metrics)
+            self.log("loss", metrics["train/loss"], prog_bar=True, logger=False)
+            self.log("accuracy", metrics["train/accuracy"], prog_bar=True, logger=False)
         self._began = time.monotonic()
+
+    def _runs_ahead(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Say whether the optimiser leaves out a step that is not finite, without the host."""
+        fused = all(group.get("fused") for group in optimizer.param_groups)
+        there = self.device.type in _FUSED and not isinstance(self, FSDPModule)
+        return fused and there and self._scaler() is None
+
+    def _read_steps(self) -> dict[str, float]:
+        """Wait for the numbers of the steps since the last time; return the last one's metrics.
+
+        Raises ScoreError for the first step whose loss or gradient is not finite.
+        """
+        steps, self._unread = self._unread, []
+        metrics: dict[str, float] = {}
+        for step in steps:
+            numbers = step.numbers.cpu()
+            norm, lost = float(numbers[-1]), not numbers[:-1].isfinite().all()
+            overflow = step.scaled and not math.isfinite(norm)
+            if lost or not (math.isfinite(norm) or overflow):
+                names = step.sums.not_finite() if lost else []
+                where = f" at pair {', '.join(names)}" if names else ""
+                raise ScoreError(
+                    f"{'the loss' if lost else 'the gradient'} is not finite in step "
+                    f"{step.number + 1}{where}: give a lower recipe.learning_rate, or leave the "
+                    "pair out; the checkpoints of the steps before are kept, and resume=true goes "
+                    "on from the last one"
+                )
+            metrics = means("train", numbers)
+            metrics |= {} if overflow else {"train/gradient_norm": norm}
+            metrics |= {
+                "train/learning_rate": step.learning_rate,
+                "train/seconds": step.seconds,
+                "train/pairs_per_second": float(numbers[-3]) / step.seconds,
+                "train/tokens_per_second": float(numbers[-2]) / step.seconds,
+                "train/peak_memory_gib": _peak_memory(self.device),
+            }
+            self.history.append({"step": float(step.number), **metrics})
+        return metrics
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all validation pairs of all devices."""
-        sums, names = self._take(self._validated)
+        validated, self._validated = self._validated, Sums()
+        sums = self._reduced(validated).cpu()
         if not torch.isfinite(sums).all():
             raise ScoreError(
-                f"the validation loss is not finite (pair {', '.join(names)}): give a lower "
-                "recipe.learning_rate, or leave the pair out"
+                f"the validation loss is not finite (pair {', '.join(validated.not_finite())}): "
+                "give a lower recipe.learning_rate, or leave the pair out"
             )
         if self.trainer.sanity_checking:  # a few batches, before any training
             return
@@ -141,7 +203,11 @@ class PreferenceModule(LightningModule):
             {"params": [p for p in trained if p.dim() > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate)
+        there = {parameter.device.type for parameter in trained}
+        fused = there <= set(_FUSED) and self._scaler() is None  # whose gradient is unscaled first
+        optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=self.learning_rate, fused=fused or None
+        )
         schedule = get_cosine_schedule_with_warmup(
             optimizer, round(self.warmup * self.steps), self.steps
         )
@@ -157,13 +223,25 @@ class PreferenceModule(LightningModule):
                 torch.cuda.set_rng_state(states[1], self.device)
             self._rng = None
 
+    def on_validation_start(self) -> None:
+        """Read the steps before, so that none is validated that was not finite."""
+        self._read_steps()
+
+    def on_train_end(self) -> None:
+        """Read the last steps."""
+        self._read_steps()
+
     def on_train_epoch_start(self) -> None:
         """Give the epoch an order of its own; one that goes on has its order from its state."""
         batches: Any = self.trainer.train_dataloader
         batches.set_epoch(self.current_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the run is, and the state of the random numbers."""
+        """Keep what the run is, and the state of the random numbers.
+
+        Raises ScoreError where a step before was not finite.
+        """
+        self._read_steps()
         checkpoint["rmexp"] = {
             "identity": self.identity,
             "rng": self._rng_states(),
@@ -202,16 +280,18 @@ class PreferenceModule(LightningModule):
 
     def _scale(self) -> float:
         """Return by what the loss is multiplied for fp16's sake, 1 where it is not."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scaler = self._scaler()
         return 1.0 if scaler is None else float(scaler.get_scale())
 
-    def _take(self, sums: Sums) -> tuple[Tensor, list[str]]:
-        """Return the sums over all devices and the pairs that are not finite here; begin anew."""
+    def _scaler(self) -> Any:
+        """Return what multiplies the loss for fp16's sake, None where nothing does."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    def _reduced(self, sums: Sums) -> Tensor:
+        """Return the sums over all devices."""
         total = self.trainer.strategy.reduce(sums.total(self.device), reduce_op="sum")
         assert isinstance(total, Tensor)
-        names = [] if torch.isfinite(total).all() else sums.not_finite()
-        sums.clear()
-        return total, names
+        return total
 
 
 def _peak_memory(device: torch.device) -> float:

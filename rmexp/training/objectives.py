@@ -10,6 +10,7 @@ from rmexp.models.backbone import Model
 from rmexp.models.checkpoints import Checkpoint
 from rmexp.models.forward import response_logps, scalar_rewards
 from rmexp.models.loading import load_policy
+from rmexp.models.packing import moved
 from rmexp.training.batches import PairBatch
 from rmexp.training.classifier import load_classifier
 from rmexp.training.losses import preference_loss
@@ -27,9 +28,15 @@ class Objective(Protocol):
     uses_reference: bool
 
     def load(
-        self, checkpoint: Checkpoint, tokenizer: Any, dtype: str, attention: str | None, seed: int
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Any,
+        dtype: str,
+        attention: str | None,
+        seed: int,
+        device: str = "cpu",
     ) -> Model:
-        """Load the model that training starts from, on the CPU."""
+        """Load the model that training starts from."""
         ...
 
     def rewards(self, model: Model, batch: PairBatch) -> Tensor:
@@ -63,10 +70,16 @@ class BradleyTerry:
         self.centring = _number("centring", centring)
 
     def load(
-        self, checkpoint: Checkpoint, tokenizer: Any, dtype: str, attention: str | None, seed: int
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Any,
+        dtype: str,
+        attention: str | None,
+        seed: int,
+        device: str = "cpu",
     ) -> Model:
         """Load a reward model, or put a new head on a language model."""
-        return load_classifier(checkpoint, tokenizer, dtype, attention, seed)
+        return load_classifier(checkpoint, tokenizer, dtype, attention, seed, device)
 
     def rewards(self, model: Model, batch: PairBatch) -> Tensor:
         """Return the head's output at each response's last token: `(2 * pairs,)`."""
@@ -108,10 +121,16 @@ class DPO:
         self.length_normalised = length_normalised
 
     def load(
-        self, checkpoint: Checkpoint, tokenizer: Any, dtype: str, attention: str | None, seed: int
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Any,
+        dtype: str,
+        attention: str | None,
+        seed: int,
+        device: str = "cpu",
     ) -> Model:
         """Load a causal language model."""
-        return load_policy(checkpoint, dtype, attention, "cpu")
+        return load_policy(checkpoint, dtype, attention, device)
 
     def rewards(self, model: Model, batch: PairBatch) -> Tensor:
         """Return beta * (log pi - log pi_ref), in nats: `(2 * pairs,)`."""
@@ -119,9 +138,10 @@ class DPO:
         logps = response_logps(
             model, batch.ids, batch.lengths, batch.starts, batch.ends, weight, batch.forks
         )
-        rewards: Tensor = self.beta * (logps - batch.references)
+        rewards: Tensor = self.beta * (logps - moved(batch.references, logps.device))
         if self.length_normalised:
-            rewards = rewards / (batch.ends - batch.starts).clamp(min=1)
+            lengths = (batch.ends - batch.starts).clamp(min=1)
+            rewards = rewards / moved(lengths, rewards.device)
         return rewards
 
     def loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:

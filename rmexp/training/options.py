@@ -96,7 +96,15 @@ def check_options(options: Mapping[str, Any], sweep: bool = False) -> dict[str, 
             " again: take trainer=cpu or gpu, or run the jobs one by one (those of Slurm may have"
             " a task for each device: hydra.launcher.tasks_per_node)"
         )
-    return {**options, "precision": _precision(options)}
+    return {**options, **_own_gpu(options, sweep), "precision": _precision(options)}
+
+
+def _own_gpu(options: Mapping[str, Any], sweep: bool) -> dict[str, Any]:
+    """Return the device of a sweep's job by its number: Lightning would take the first one."""
+    several = options.get("accelerator") != "cpu" and torch.cuda.device_count() > 1
+    if not (sweep and several and options.get("devices") in (1, "1")):
+        return {}
+    return {"devices": [torch.cuda.current_device()]}
 
 
 def _check(name: str, value: Any, fits: bool, wanted: str) -> None:

@@ -16,7 +16,8 @@ class Recipe:
     all devices together; `warmup` is a share of the steps, `val_share` one of the prompts. A
     checkpoint is written every `checkpoint_every` steps. Training stops when the validation loss
     has not fallen for `patience` validations. `max_length` bounds a training sequence in tokens,
-    below the model's own limit. `lora_rank` is None for full training.
+    below the model's own limit. `lora_rank` is None for full training; `lora_export` is "merged",
+    or "adapter" for a folder of the LoRA layers alone.
     Raises ConfigError for a value that cannot be meant.
     """
 
@@ -33,6 +34,7 @@ class Recipe:
     lora_rank: int | None = None
     lora_alpha: int = 32
     lora_dropout: float = 0.0
+    lora_export: str = "merged"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -53,6 +55,10 @@ class Recipe:
             if type(value) not in (int, float) or not 0 <= value < below:
                 limit = "" if below == math.inf else f", below {below}"
                 raise ConfigError(f"recipe.{name}={value}: give a number of 0 or more{limit}")
+        if self.lora_export not in ("merged", "adapter"):
+            raise ConfigError(f"recipe.lora_export={self.lora_export}: use merged or adapter")
+        if self.lora_export == "adapter" and self.lora_rank is None:
+            raise ConfigError("recipe.lora_export=adapter needs LoRA: give a recipe.lora_rank")
         if self.patience is not None and not self.val_share:
             raise ConfigError("recipe.patience needs validation: give a recipe.val_share above 0")
 

@@ -1,9 +1,11 @@
 """What is trained: the model to start from, and all that decides what becomes of it."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from lightning import Trainer
 
 from rmexp.models.backbone import Model, enable_packing
@@ -16,6 +18,8 @@ from rmexp.training.data import Source
 from rmexp.training.lora import add_lora
 from rmexp.training.objectives import Objective
 from rmexp.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +78,15 @@ class Training:
     settings: Settings
 
 
-def build_model(start: Start, objective: Objective, recipe: Recipe) -> Model:
-    """Return the model as training changes it: all weights, or LoRA layers on them."""
+def build_model(start: Start, objective: Objective, recipe: Recipe, device: str = "cpu") -> Model:
+    """Return the model as training changes it: all weights, or LoRA layers on them.
+
+    Random numbers are those of the recipe's seed.
+    """
+    torch.manual_seed(recipe.seed)
     column = start.column
-    tokenizer = start.reward.chat.tokenizer
-    model = objective.load(column.checkpoint, tokenizer, start.dtype, column.attention, recipe.seed)
+    given = column.checkpoint, start.reward.chat.tokenizer, start.dtype, column.attention
+    model = objective.load(*given, recipe.seed, device)
     enable_packing(model)
     if column.fused:
         fuse(model)
@@ -86,8 +94,17 @@ def build_model(start: Start, objective: Objective, recipe: Recipe) -> Model:
     if recipe.lora_rank is not None:
         add_lora(model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout)
     if recipe.gradient_checkpointing:
-        # Its name before version 5.2x of the library.
-        old = "gradient_checkpointing_enable"
+        old = "gradient_checkpointing_enable"  # its name in earlier versions of the library
         enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, old)
         enable({"use_reentrant": False})
     return model
+
+
+def build_where_it_fits(start: Start, objective: Objective, recipe: Recipe, device: str) -> Model:
+    """Return the model on the device, or on the CPU where that has too little memory for it."""
+    try:
+        return build_model(start, objective, recipe, device)
+    except torch.OutOfMemoryError:
+        log.info("%s does not fit one GPU: it is loaded on the CPU", start.column.checkpoint.name)
+    torch.cuda.empty_cache()  # outside the handler, whose error holds on to what did not fit
+    return build_model(start, objective, recipe)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rmexp.models.packing import moved
 from rmexp.training.batches import PairBatch
 
 _NAMES = ("loss", "accuracy", "margin", "reward_chosen", "reward_rejected")
@@ -20,8 +21,8 @@ class Sums:
     def add(self, batch: PairBatch, losses: Tensor, chosen: Tensor, rejected: Tensor) -> None:
         """Add a batch's losses and rewards, `(pairs,)` each."""
         values = [losses, (chosen > rejected).float(), chosen - rejected, chosen, rejected]
-        tokens = batch.lengths.view(2, -1).sum(0)
-        values += [torch.ones_like(losses), tokens.float()]
+        tokens = moved(batch.lengths.view(2, -1).sum(0).float(), losses.device)
+        values += [torch.ones_like(losses), tokens]
         # Where, not times: a pair that only fills up must not spread a NaN.
         real = [torch.where(batch.real > 0, value, 0).sum().double() for value in values]
         self._parts.append(torch.stack(real))
@@ -41,11 +42,6 @@ class Sums:
             for name, loss in zip(names, losses.tolist(), strict=True)
             if not abs(loss) < float("inf")
         ]
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self._parts.clear()
-        self._losses.clear()
 
 
 def means(stage: str, sums: Tensor) -> dict[str, float]:

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Trainer
 
+from rmexp.errors import ConfigError
 from rmexp.models.chat import Chat
+from rmexp.models.memory import enough_memory
 from rmexp.outside import read_checkpoint
 from rmexp.schema import Dataset, fingerprint
 from rmexp.scoring.model_reward import check_vocabulary
@@ -20,12 +21,13 @@ from rmexp.training.batches import Batches
 from rmexp.training.curves import training_curve
 from rmexp.training.encoded import EncodedPairs, encode_pairs
 from rmexp.training.export import export
-from rmexp.training.fit import fit, limited, open_trainer, steps
+from rmexp.training.fit import LESS_MEMORY, fit, limited, open_trainer, steps
 from rmexp.training.module import PreferenceModule
 from rmexp.training.references import free_devices, with_references
 from rmexp.training.resuming import resumed
+from rmexp.training.sharding import Sharded
 from rmexp.training.split import split_by_prompt
-from rmexp.training.start import Training, build_model
+from rmexp.training.start import Training, build_model, build_where_it_fits
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,7 @@ def train(training: Training, place: Place) -> dict[str, float]:
 
     Raises ConfigError, DataError or ScoreError for what cannot work, NaN losses among it.
     """
+    _check_adapter(training)
     trainer = open_trainer(training.make_trainer, training.recipe, place.checkpoints, place.run)
     pairs = _load(training)
     planned, batches_an_epoch = _length(trainer, training, pairs)
@@ -94,7 +97,7 @@ def train(training: Training, place: Place) -> dict[str, float]:
     identity = _identity(training, pairs, tags, trainer.accumulate_grad_batches)
     checkpoint = resumed(place.checkpoints / "last.ckpt", identity) if place.resume else None
     batches, val = _batches(training, pairs, trainer, batches_an_epoch)
-    module = _module(training, planned, identity)
+    module = _module(training, trainer, planned, identity)
     place.checkpoints.mkdir(parents=True, exist_ok=True)
     kept = fit(trainer, module, batches, val, place.checkpoints, checkpoint)
     if place.run is None:
@@ -107,6 +110,16 @@ def train(training: Training, place: Place) -> dict[str, float]:
     metrics["train/reload_max_delta"] = export(training, kept, settings, pairs.train.pairs, folder)
     _leave(metrics, history, step, place.out_dir, place.run)
     return metrics
+
+
+def _check_adapter(training: Training) -> None:
+    """Raise ConfigError for an adapter whose base could not be named."""
+    adapter = training.start.column.checkpoint.adapter
+    if training.recipe.lora_export == "adapter" and adapter is not None:
+        raise ConfigError(
+            f"recipe.lora_export=adapter: {adapter} is an adapter itself, below which none is read:"
+            " take recipe.lora_export=merged, or merge it into its base first"
+        )
 
 
 def _load(training: Training) -> _Pairs:
@@ -212,7 +225,7 @@ def _identity(
 ) -> dict[str, Any]:
     """Return what a run that goes on must share with the one before."""
     recipe = asdict(training.recipe)
-    del recipe["checkpoint_every"]
+    del recipe["checkpoint_every"], recipe["lora_export"]
     return {
         "weights": tags["rmexp.weights"],
         "data": tags["rmexp.data"],
@@ -240,12 +253,23 @@ def _batches(
     return batches, Batches(pairs.val.pairs, size, share, pad or 0, tokens=tokens)
 
 
-def _module(training: Training, planned: int, identity: dict[str, Any]) -> PreferenceModule:
-    """Load the model, with random numbers that the seed decides, for so many steps."""
-    recipe = training.recipe
-    torch.manual_seed(recipe.seed)
+def _module(
+    training: Training, trainer: Trainer, planned: int, identity: dict[str, Any]
+) -> PreferenceModule:
+    """Load the model where it is trained, with random numbers of the seed, for so many steps.
+
+    Raises ConfigError where it does not fit there.
+    """
+    recipe, start = training.recipe, training.start
+    root = trainer.strategy.root_device
+    made = start, training.objective, recipe, str(root) if root.type == "cuda" else "cpu"
+    if isinstance(trainer.strategy, Sharded):  # a part of it is all that stays there
+        model = build_where_it_fits(*made)
+    else:
+        with enough_memory(f"{start.column.checkpoint.name} in {start.dtype}", LESS_MEMORY):
+            model = build_model(*made)
     return PreferenceModule(
-        build_model(training.start, training.objective, recipe),
+        model,
         training.objective,
         steps=planned,
         learning_rate=recipe.learning_rate,

@@ -5,14 +5,16 @@ python leaderboard.py tracking.experiment=NAME
 
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
 
 from rmexp.cli.commands import Work, launch, run_command
-from rmexp.cli.configs import benchmark_config, benchmarks, given
+from rmexp.cli.configs import benchmark_config, benchmarks, given, rebuild
 from rmexp.errors import ConfigError
 from rmexp.metrics import metric_name
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from rmexp.evaluation.leaderboard import Board
     from rmexp.tracking.runs import Run
 
+_MEASURED = "Measured"
 _NOTE_LENGTH = 7500  # characters of a table on the run's page, which MLflow limits
 
 
@@ -39,6 +42,8 @@ def boards(config: dict[str, Any]) -> "dict[str, Board]":
 
     Raises ConfigError where the experiment has neither.
     """
+    from rmexp.evaluation.compare import read_run
+    from rmexp.evaluation.first_place import with_first_places
     from rmexp.evaluation.leaderboard import make_board
     from rmexp.tracking.tracked import every_evaluation
 
@@ -53,10 +58,18 @@ def boards(config: dict[str, Any]) -> "dict[str, Board]":
             f"headline number: run eval_rm.py tracking.experiment={experiment} first"
         )
     parts = {
-        "Measured": [each for each in found if not each.published],
+        _MEASURED: [each for each in found if not each.published],
         "Published, not measured here": [each for each in found if each.published],
     }
-    return {name: make_board(part, names) for name, part in parts.items() if part}
+    made = {name: make_board(part, names) for name, part in parts.items() if part}
+    if (measured := made.get(_MEASURED)) is not None:
+        with TemporaryDirectory() as folder:
+            made[_MEASURED] = with_first_places(
+                measured,
+                lambda run: read_run(run, uri, Path(folder) / run, rebuild),
+                config["seed"],
+            )
+    return made
 
 
 def write(boards: "dict[str, Board]", experiment: str, out_dir: Path, run: "Run") -> str:
@@ -65,7 +78,8 @@ def write(boards: "dict[str, Board]", experiment: str, out_dir: Path, run: "Run"
 
     counts = ", ".join(f"{len(board.lines)} {name.lower()}" for name, board in boards.items())
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    title, about = f"Leaderboard of {experiment}", f"Reward models: {counts}. Written {now}."
+    title = f"Leaderboard of {experiment}"
+    about = f"Reward models: {counts}. Written {now} by rmexp {version('rmexp')}."
     markdown = to_markdown(title, about, boards)
     (out_dir / "leaderboard.html").write_text(to_html(title, about, boards), encoding="utf-8")
     (out_dir / "leaderboard.md").write_text(markdown, encoding="utf-8")

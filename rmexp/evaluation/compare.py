@@ -165,15 +165,15 @@ def _scored(
 
     An example that a run dropped as too long is left out, and the note says so.
     """
-    examples, others = _examples(first), _examples(second)
+    examples, others = examples_of(first), examples_of(second)
     match(_unscored(examples), _unscored(others))
     rewards = [RecordedReward(str(each.scores)) for each in (first, second)]
     (one, two), left_out = lookup_shared(rewards, examples)
     return one, two, left_out_note(first.benchmark.name, left_out, len(examples))
 
 
-def _examples(evaluated: Evaluated) -> tuple[Example, ...]:
-    """Return the examples of a run, which have to be those that it was evaluated on."""
+def examples_of(evaluated: Evaluated) -> tuple[Example, ...]:
+    """Return the examples of a run; raise DataError where they are not those of its evaluation."""
     data = evaluated.benchmark.load()
     if evaluated.data not in (None, fingerprint(data.examples)):
         raise DataError(

@@ -16,7 +16,7 @@ class Cell:
     """An RM's number in a column, and the notes that belong to it, counted from 0.
 
     Cells of a column are comparable within a `group`; group 0 is that of most RMs. `best` is the
-    highest of at least two in group 0.
+    highest of at least two in group 0, or shares the first place with it; see `first_place`.
     """
 
     measured: Measured
@@ -38,12 +38,16 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """The lines, best first in the column `sorted_by`; columns that nobody has are left out."""
+    """The lines, best first in the column `sorted_by`; columns that nobody has are left out.
+
+    `standing` says of each column who shares its first place; see `first_place`.
+    """
 
     columns: tuple[str, ...]
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
     sorted_by: int
+    standing: tuple[str, ...] = ()
 
     def mixed(self, column: int) -> bool:
         """Say whether a column's cells are not all comparable."""

@@ -13,8 +13,9 @@ _LEGEND = (
     "Small print: the 95 % interval, or that there are too few prompts for one, and the number of "
     "examples n. Numbers of a column that rest on "
     "different examples carry a note, and are sorted behind the others.",
-    "★ marks the highest of the comparable numbers of a column. Whether a difference is more than "
-    "chance says a comparison of the two runs, example by example (correlate.py).",
+    "★ marks what shares the first place of a column: the highest of the comparable numbers, and "
+    "those that no paired test over the same prompts tells apart from it (Holm's p from 0.05). Of "
+    "published numbers, whose examples are not known, it is the highest.",
 )
 _MIXED = "not all comparable"
 
@@ -37,6 +38,7 @@ def to_html(title: str, about: str, boards: Mapping[str, Board]) -> str:
         legend=_LEGEND,
         value=_value,
         details=_details,
+        few=_few,
     )
 
 
@@ -53,6 +55,7 @@ def to_markdown(title: str, about: str, boards: Mapping[str, Board]) -> str:
             for line in board.lines
         ]
         lines += ["", f"## {plain(name)}", "", *markdown(("RM", *heads), rows, right=heads)]
+        lines += [part for line in board.standing for part in ("", plain(line))]
         if board.notes:
             lines += ["", *(f"{at}. {plain(note)}" for at, note in enumerate(board.notes, 1))]
     lines += [part for line in _LEGEND for part in ("", plain(line))]
@@ -69,6 +72,11 @@ def _text(cell: Cell | None) -> str:
 
 def _value(cell: Cell) -> str:
     return ("★ " if cell.best else "") + f"{cell.measured.value:.3f}"
+
+
+def _few(cell: Cell) -> bool:
+    """Say whether the number rests on too few prompts for an interval."""
+    return cell.measured.n is not None and cell.measured.low is None
 
 
 def _details(cell: Cell) -> list[str]:

@@ -39,8 +39,8 @@ def with_first_places(board: Board, open_run: Open, seed: int) -> Board:
         for name, line in _named(board).items():
             if (cell := line.cells[at]) is not None:
                 cells[line][at] = replace(cell, best=name in first)
-    lines = tuple(replace(line, cells=tuple(cells[line])) for line in board.lines)
-    return replace(board, lines=lines, standing=tuple(said))
+    marked = tuple(replace(line, cells=tuple(cells[line])) for line in board.lines)
+    return replace(board, lines=marked, standing=tuple(said))
 
 
 def _first_place(

@@ -246,6 +246,7 @@ READ_ELSEWHERE = {
     ("configs.py", "instantiate"): "of what Hydra composed from conf/ and the command's words",
     ("configs.py", "get_class"): "of a target that stands in conf/ or in --config-dir",
     ("leaderboard.py", "hydra.utils.get_class"): "as in configs.py",
+    ("parts.py", "OmegaConf.create"): "a file of conf/model and what the user typed",
 }
 
 

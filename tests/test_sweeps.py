@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import os
 import platform
 import subprocess
@@ -311,10 +310,11 @@ def test_the_weights_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_jobs_get_a_gpu_each_and_wait_for_a_free_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two devices and five jobs: never more than one on each, and all of them run."""
-    caplog.set_level(logging.INFO)
+    said: list[str] = []  # whatever an earlier command made of the loggers
+    monkeypatch.setattr(sweeps.log, "info", lambda text, *words: said.append(text % words))
     monkeypatch.setattr(sweeps, "_POLL", 0.01)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     here = threading.local()
@@ -344,7 +344,7 @@ def test_jobs_get_a_gpu_each_and_wait_for_a_free_one(
     third = threading.Thread(target=job, args=(9,))
     with sweeps.one_gpu(tmp_path), sweeps.one_gpu(tmp_path):
         third.start()
-        while "waiting for a free one of 2 GPUs" not in caplog.text:
+        while "waiting for a free one of 2 GPUs" not in said:
             time.sleep(0.01)
         assert len(done) == 5
         taken = FileLock(tmp_path / f"{platform.node()}-gpu0.lock", blocking=False)

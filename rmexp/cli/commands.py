@@ -347,7 +347,9 @@ def _open_sweep(config: DictConfig) -> None:
     words = _words(config.hydra)
     typed = [str(word) for word in config.hydra.overrides.task]
     parsed = OverridesParser.create().parse_overrides(typed)
-    paths = [w for w in config.hydra.overrides.hydra if str(w).startswith("hydra.searchpath=")]
+    typed_hydra = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    assert isinstance(typed_hydra, list)
+    paths = [str(word) for word in typed_hydra if str(word).startswith("hydra.searchpath=")]
     loader = GlobalHydra.instance().config_loader()
     mistakes.refuse_words(
         parsed, config, lambda group: loader.get_group_options(group, overrides=paths)

@@ -8,7 +8,7 @@ import numpy as np
 
 from rmexp.errors import RmexpError
 from rmexp.evaluation.compare import Evaluated, examples_of
-from rmexp.evaluation.leaderboard import Board, Cell, Line
+from rmexp.evaluation.leaderboard import Board, Cell
 from rmexp.scoring.recorded import RecordedReward, left_out_note, lookup_shared
 from rmexp.stats.ranking import rank_models
 
@@ -21,13 +21,13 @@ def with_first_places(board: Board, open_run: Open, seed: int) -> Board:
     They are the best of the comparable numbers and those that no paired test tells apart from it.
     Where a run's examples are not to be had, nothing is marked and the reason is said.
     """
-    cells = {line: list(line.cells) for line in board.lines}
+    names, marked = _names(board), [list(line.cells) for line in board.lines]
     said: list[str] = []
     for at, column in enumerate(board.columns):
         rivals = {
             name: cell
-            for name, line in _named(board).items()
-            if (cell := line.cells[at]) is not None and not cell.group and not cell.partial
+            for name, cells in zip(names, marked, strict=True)
+            if (cell := cells[at]) is not None and not cell.group and not cell.partial
         }
         first: tuple[str, ...] = ()
         if len(rivals) > 1:
@@ -36,11 +36,12 @@ def with_first_places(board: Board, open_run: Open, seed: int) -> Board:
             except RmexpError as error:
                 lines = [f"who shares the first place is not known: {error}"]
             said += [f"{column}: {line}" for line in lines]
-        for name, line in _named(board).items():
-            if (cell := line.cells[at]) is not None:
-                cells[line][at] = replace(cell, best=name in first)
-    marked = tuple(replace(line, cells=tuple(cells[line])) for line in board.lines)
-    return replace(board, lines=marked, standing=tuple(said))
+        for name, cells in zip(names, marked, strict=True):
+            if (cell := cells[at]) is not None:
+                cells[at] = replace(cell, best=name in first)
+    both = zip(board.lines, marked, strict=True)
+    lines_marked = tuple(replace(line, cells=tuple(cells)) for line, cells in both)
+    return replace(board, lines=lines_marked, standing=tuple(said))
 
 
 def _first_place(
@@ -59,10 +60,10 @@ def _first_place(
     return ranking.first_place, [*ranking.say(), *([note] if note else [])]
 
 
-def _named(board: Board) -> dict[str, Line]:
-    """Return the lines by their RMs' names, with how they were read where one has several."""
+def _names(board: Board) -> list[str]:
+    """Return the lines' RMs, with how they were read where one has several."""
     count = Counter(line.rm for line in board.lines)
-    return {
-        f"{line.rm} ({line.reading})" if count[line.rm] > 1 and line.reading else line.rm: line
+    return [
+        f"{line.rm} ({line.reading})" if count[line.rm] > 1 and line.reading else line.rm
         for line in board.lines
-    }
+    ]

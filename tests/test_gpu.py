@@ -7,7 +7,7 @@ them, is skipped with its reason elsewhere.
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +149,9 @@ def test_batch_and_order_change_nothing(device: str) -> None:
 
 def moved(batch: Any, device: str) -> Any:
     """Return the batch with its tensors on the device."""
-    return type(batch)(
-        *(part.to(device) if isinstance(part, torch.Tensor) else part for part in batch)
-    )
+    parts = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    tensors = {name: part for name, part in parts.items() if isinstance(part, torch.Tensor)}
+    return replace(batch, **{name: part.to(device) for name, part in tensors.items()})
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -165,7 +165,7 @@ def test_gradients_are_those_of_padded_batches_on_the_cpu(
     def gradient(place: str, forks: Any, bf16: bool) -> torch.Tensor:
         one = module(begin, objective).to(place)
         with torch.autocast(place, torch.bfloat16, enabled=bf16):
-            losses, _, _ = one.read(moved(batch._replace(forks=forks), place))
+            losses, _, _ = one.read(moved(replace(batch, forks=forks), place))
         losses.mean().backward()
         return torch.cat([p.grad.flatten().cpu() for p in one.parameters() if p.grad is not None])
 

@@ -1,6 +1,7 @@
 """One training step after another, on models of a few thousand weights."""
 
 import logging
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from scored_rows import score
 from tiny import tiny_encoder, tiny_policy, tiny_scalar
+from torch.distributed.utils import _to_kwargs
 from training import OBJECTIVES, encoded, fit, module, quiet_trainer, start, toy_examples
 
 from rmexp.errors import ConfigError, ScoreError
@@ -98,13 +100,22 @@ def test_shared_prompts_leave_the_gradient_as_it_is(
     gradients = []
     for forks in (batch.forks, None):
         made = module(begin, objective, gradient_checkpointing=checkpointing)
-        losses, _, _ = made.read(batch._replace(forks=forks))
+        losses, _, _ = made.read(replace(batch, forks=forks))
         losses.mean().backward()
         gradients.append({n: p.grad for n, p in made.named_parameters()})
     packed, padded = gradients
     assert max(float(gradient.abs().max()) for gradient in padded.values()) > 0.01
     for parameter, gradient in padded.items():
         torch.testing.assert_close(packed[parameter], gradient, rtol=0, atol=1e-5)
+
+
+def test_a_wrapper_of_several_devices_leaves_the_tokens_where_they_are_packed(
+    policy: Path, tmp_path: Path
+) -> None:
+    """DDP and FSDP send tensors and tuples of tensors to their device; a batch is neither."""
+    pairs = encoded(start(policy), DPO(), toy_examples(2), tmp_path)
+    (batch,) = Batches(pairs, 2)
+    assert _to_kwargs((batch,), {}, torch.device("meta"), False)[0][0][0] is batch
 
 
 def test_a_fused_optimiser_steps_as_the_plain_one_and_leaves_out_what_is_not_finite(

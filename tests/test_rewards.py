@@ -266,3 +266,9 @@ def test_flash_attention_is_refused_in_one_line_where_it_cannot_run(
     with pytest.raises(ConfigError, match=r"in 16 bits, give model\.dtype=bfloat16 with it"):
         open_reward(**options, dtype="float32")
     assert open_reward(**options, dtype="bfloat16").columns[0].attention == "flash_attention_2"
+
+
+def test_fused_is_true_or_false(tmp_path: Path) -> None:
+    fused: Any = "maybe"
+    with pytest.raises(ConfigError, match=r"model\.fused=maybe: use true or false"):
+        open_reward(path=str(tiny_scalar(tmp_path / "model")), fused=fused)

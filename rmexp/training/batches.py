@@ -1,7 +1,7 @@
 """The batches in which training sees the pairs, the same on one device or many."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from rmexp.models.forks import Fork, count_tokens, find_forks
 from rmexp.training.encoded import EncodedPair
 
 
-class PairBatch(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PairBatch:
     """Pairs as tensors: the chosen responses, then the rejected ones in the same order.
 
     `ids` is `(2 * pairs, length)`, padded on the right; `lengths`, `starts` and `ends` (of the
@@ -19,6 +20,8 @@ class PairBatch(NamedTuple):
     `(2 * pairs,)`. `forks` say what rows share. `weights` `(pairs,)` make the weighted sum of the
     losses a device's share of the gradient; `real` `(pairs,)` is 0 for a pair that only fills a
     device's share up. `names` are the pairs' ids.
+
+    No tuple, since DDP would send all of it to its GPU, tokens that are packed on the CPU too.
     """
 
     ids: Tensor

@@ -3,6 +3,7 @@
 import math
 import resource
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -83,7 +84,7 @@ class PreferenceModule(LightningModule):
         references, weights, real = (
             moved(part, device) for part in (batch.references, batch.weights, batch.real)
         )
-        return batch._replace(references=references, weights=weights, real=real)
+        return replace(batch, references=references, weights=weights, real=real)
 
     def read(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses, rewards of the chosen and of the rejected responses, `(pairs,)` each."""

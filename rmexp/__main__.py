@@ -1,20 +1,12 @@
 """python -m rmexp: what there is."""
 
-from rmexp.files import ROOT
-
-_ABOUT = """\
-rmexp: experiment tracking for LLM reward models. Each command answers --help.
-
-{commands}
-From the project's root, for instance: python eval_rm.py model=smollm2 bench=toy bench.limit=2
-The models, with their published scores: python -m rmexp.models.catalogue
-The UI with all runs: make ui. From Python: rmexp.{names}.
-The README begins with a picture: {readme}"""
+from rmexp.cli.called import COMMANDS, called
+from rmexp.files import INSTALLED, PACKAGE
 
 
-def _said(script: str) -> str:
+def _said(command: str) -> str:
     """Return the first line of what a command says of itself."""
-    text = (ROOT / script).read_text(encoding="utf-8")
+    text = (PACKAGE / "cli" / f"{command}.py").read_text(encoding="utf-8")
     return text.split('"""')[1].splitlines()[0]
 
 
@@ -22,10 +14,20 @@ def main() -> None:
     """Print the commands, and what else there is."""
     import rmexp
 
-    scripts = ("eval_rm.py", "train_rm.py", "correlate.py", "leaderboard.py")
-    commands = "".join(f"  python {script:<15} {_said(script)}\n" for script in scripts)
-    names = ", rmexp.".join(rmexp.__all__)
-    print(_ABOUT.format(commands=commands, names=names, readme=ROOT / "README.md"))
+    width = max(map(len, map(called, COMMANDS)))
+    ui = "mlflow ui --backend-store-uri sqlite:///mlflow.db" if INSTALLED else "make ui"
+    lines = [
+        "rmexp: experiment tracking for LLM reward models. Each command answers --help.",
+        "",
+        *(f"  {called(each):<{width}}  {_said(each)}" for each in COMMANDS),
+        "",
+        f"For instance: {called('eval_rm')} model=smollm2 bench=toy bench.limit=2",
+        "The models, with their published scores: python -m rmexp.models.catalogue",
+        f"The UI with all runs: {ui}. From Python: rmexp.{', rmexp.'.join(rmexp.__all__)}.",
+    ]
+    if not INSTALLED:
+        lines.append(f"The README begins with a picture: {PACKAGE.parent / 'README.md'}")
+    print(*lines, sep="\n")
 
 
 if __name__ == "__main__":

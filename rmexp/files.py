@@ -19,8 +19,15 @@ def replace(path: Path, text: str) -> Path:
         draft.unlink(missing_ok=True)
 
 
-ROOT = Path(__file__).resolve().parents[1]
-PUBLISHED = ROOT / "rmexp" / "published"  # tables of others' numbers
+PACKAGE = Path(__file__).resolve().parent
+INSTALLED = (PACKAGE / "conf").is_dir()  # as a wheel, which holds conf/; a checkout has it beside
+CONF = (PACKAGE if INSTALLED else PACKAGE.parent) / "conf"
+PUBLISHED = PACKAGE / "published"  # tables of others' numbers
+
+
+def root() -> Path:
+    """Return where results go: the checkout's folder, or the current one if rmexp is installed."""
+    return Path.cwd() if INSTALLED else PACKAGE.parent
 
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")

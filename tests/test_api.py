@@ -35,7 +35,7 @@ def test_the_readmes_example_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """On a tiny policy in place of the embedded one, with a store of its own."""
-    monkeypatch.setattr("rmexp.scoring.score.ROOT", tmp_path)
+    monkeypatch.setattr("rmexp.scoring.score.root", lambda: tmp_path)
     text = (project_root / "README.md").read_text()
     (example,) = re.findall(r"### From Python\n\n```python\n(.*?)```", text, re.DOTALL)
     assert '"embedded"' in example

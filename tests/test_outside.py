@@ -19,7 +19,7 @@ from rmexp.cli.sweeps import find_sweep
 from rmexp.errors import ConfigError, DataError, RmexpError
 from rmexp.evaluation import compare
 from rmexp.evaluation.compare import read_run
-from rmexp.files import ROOT
+from rmexp.files import CONF, PACKAGE
 from rmexp.outside import known, parameters, parse_json, read_checkpoint, read_json, read_yaml
 from rmexp.tracking.finished import TrackedRun
 
@@ -162,7 +162,7 @@ def test_nothing_of_a_recorded_config_runs(tmp_path, monkeypatch, bench, message
     (tmp_path / "config.yaml").write_text(written)
     (tmp_path / "scores.jsonl").touch()
     with (
-        initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
+        initialize_config_dir(str(CONF), version_base="1.3"),
         pytest.raises(RmexpError) as raised,
     ):
         read_run(str(tmp_path), "", tmp_path, rebuild)
@@ -180,7 +180,7 @@ def test_a_run_that_was_fetched_is_named_by_its_id(tmp_path, monkeypatch):
 
     monkeypatch.setattr(compare, "fetch_files", fetched)
     with (
-        initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
+        initialize_config_dir(str(CONF), version_base="1.3"),
         pytest.raises(DataError, match=r"^config\.yaml of the run 0f names os\.system"),
     ):
         read_run("0f", "", tmp_path / "files", rebuild)
@@ -188,7 +188,7 @@ def test_a_run_that_was_fetched_is_named_by_its_id(tmp_path, monkeypatch):
 
 def test_each_benchmark_is_rebuilt_from_what_its_run_records(tmp_path):
     """What eval_rm.py writes for the options of conf/bench is what comparing reads."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         for name in benchmarks():
             config = benchmark_config(name)
             if config.get("path") == "???":
@@ -252,7 +252,7 @@ READ_ELSEWHERE = {
 
 def test_every_reader_is_the_one_place_or_has_a_reason():
     found = set()
-    files = [*(ROOT / "rmexp").rglob("*.py"), *ROOT.glob("*.py")]
+    files = [*PACKAGE.rglob("*.py"), *PACKAGE.parent.glob("*.py")]
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and READERS.fullmatch(name := ast.unparse(node.func)):
@@ -266,7 +266,7 @@ def test_every_reader_is_the_one_place_or_has_a_reason():
 def test_no_code_of_a_model_folder_runs_unasked():
     """`trust_remote_code` and `weights_only` are never set but from a setting, or to be safe."""
     seen = 0
-    for path in [*(ROOT / "rmexp").rglob("*.py"), *ROOT.glob("*.py")]:
+    for path in [*PACKAGE.rglob("*.py"), *PACKAGE.parent.glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "weights_only"):
                 safe = {"weights_only": True, "trust_remote_code": False}[node.arg]

@@ -8,7 +8,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rmexp.errors import ConfigError
-from rmexp.files import ROOT
+from rmexp.files import CONF
 from rmexp.metrics import Metric
 from rmexp.outside import read_yaml
 from rmexp.schema import Dataset, ScoredExample
@@ -45,7 +45,7 @@ def open_benchmark(name: str, **options: object) -> Benchmark:
     Nothing is loaded. Raises ConfigError for a name or an option that does not exist, one that is
     missing, and values that cannot work.
     """
-    folder = ROOT / "conf" / "bench"
+    folder = CONF / "bench"
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in names:
         raise ConfigError(f"there is no benchmark {name}, choose from {', '.join(names)}")

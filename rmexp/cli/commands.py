@@ -26,10 +26,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rmexp import secrets, tables
 from rmexp.cli import jobs, mistakes, sweeps
+from rmexp.cli.called import COMMANDS
 from rmexp.cli.configs import absolute, check_early, given, resolve
 from rmexp.cli.jobs import note_job
 from rmexp.errors import ConfigError, RmexpError, no_room
-from rmexp.files import ROOT, make_folder, replace
+from rmexp.files import CONF, PACKAGE, make_folder, replace
 from rmexp.signals import Killed, killable, uninterrupted
 from rmexp.tracking import run_folder
 from rmexp.tracking.run_folder import write_status
@@ -92,9 +93,12 @@ def _launch(main: Callable[[], None]) -> None:
 def _follow(words: Sequence[str]) -> int:
     """Run a command in this folder, to which the words' paths are relative; return its exit code.
 
+    Those of rmexp lie where this one does, as scripts or installed under their names.
     A signal ends the command as well, which has its own run to end.
     """
-    script = ROOT / words[0] if (ROOT / words[0]).is_file() else words[0]
+    here = Path(sys.argv[0]).parent
+    names = (words[0], COMMANDS.get(words[0].removesuffix(".py"), words[0]))
+    script = next((here / name for name in names if (here / name).is_file()), words[0])
     with killable(), subprocess.Popen([sys.executable, script, *words[1:]]) as process:
         try:
             return process.wait()
@@ -301,7 +305,7 @@ def _say(error: BaseException, out_dir: Path, who: str = "") -> str:
 def _where(error: BaseException) -> str:
     """Return an unexpected error's kind, and the line of ours that led to it."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT / "rmexp")]
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
     place = (ours or frames)[-1]
     return f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
 
@@ -394,7 +398,7 @@ def _refuse_lists(overrides: Sequence[str]) -> None:
     """Refuse `bench=[a,b]`, which Hydra merges into one config in silence."""
     for override in overrides:
         group, _, choice = override.partition("=")
-        if (ROOT / "conf" / group).is_dir() and choice.startswith("["):
+        if (CONF / group).is_dir() and choice.startswith("["):
             raise ConfigError(
                 f"{override} would merge these files into one: run them one after the other with "
                 f"-m {group}={choice.strip('[]')}"

@@ -12,9 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rmexp.cli.called import called
 from rmexp.cli.local_copies import check_root, located
 from rmexp.errors import ConfigError, DataError, RmexpError
-from rmexp.files import ROOT, is_hub_name, make_folder
+from rmexp.files import is_hub_name, make_folder, root
 from rmexp.outside import known, parameters
 from rmexp.secrets import learn
 
@@ -33,7 +34,8 @@ def _choices(group: str, what: str) -> str:
 
 _HELP_WIDTH = 100
 OmegaConf.register_new_resolver("choices", _choices)
-OmegaConf.register_new_resolver("root", lambda name="": str(ROOT / name))
+OmegaConf.register_new_resolver("called", called)
+OmegaConf.register_new_resolver("root", lambda name="": str(root() / name))
 OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True)
 
 # Settings that name folders to be made, and such as may name what is there.

@@ -12,11 +12,11 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from rmexp.cli.called import called, command_of
 from rmexp.errors import ConfigError
-from rmexp.files import ROOT
+from rmexp.files import CONF
 from rmexp.outside import read_yaml
 
-_CONF = ROOT / "conf"
 _FEW = 20  # choices that one line names all
 _NEAREST = 3
 _FULL = "HYDRA_FULL_ERROR"
@@ -61,7 +61,7 @@ def no_choice(group: str, name: str, options: Sequence[str]) -> str:
     if len(options) <= _FEW:
         return f"{begin}; choose from {', '.join(sorted(options))}"
     near = sorted(options, key=lambda one: -SequenceMatcher(None, name, one).ratio())[:_NEAREST]
-    return f"{begin}; did you mean {_or(near)}? python {_command()}.py --help lists all"
+    return f"{begin}; did you mean {_or(near)}? {called(_command())} --help lists all"
 
 
 def refuse_unknown(config: DictConfig, words: Iterable[str]) -> None:
@@ -118,7 +118,7 @@ def _meant(key: str, settings: Sequence[str]) -> str:
         close = get_close_matches(last, set(ends.values()), _NEAREST, 0.75)
         near += [one for one, end in ends.items() if end in close and one not in near]
     if not near:
-        return f"python {_command()}.py --help lists all settings"
+        return f"{called(_command())} --help lists all settings"
     return f"did you mean {_or(near[:_NEAREST])}?"
 
 
@@ -127,13 +127,13 @@ def _or(names: Sequence[str]) -> str:
 
 
 def _command() -> str:
-    return Path(sys.argv[0]).stem
+    return command_of(Path(sys.argv[0]).stem)
 
 
 def _typed() -> list[str]:
     """Return the words of the command that choose a file of a group."""
     words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
-    return [w for w in words if (_CONF / w.lstrip("+").partition("=")[0]).is_dir() and "," not in w]
+    return [w for w in words if (CONF / w.lstrip("+").partition("=")[0]).is_dir() and "," not in w]
 
 
 def _settings(words: Sequence[str]) -> list[str]:
@@ -142,7 +142,7 @@ def _settings(words: Sequence[str]) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(_CONF)):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         try:
             return _leaves(compose(_command(), overrides=list(words)))
         except HydraException:  # of another folder, or wrong too
@@ -164,7 +164,7 @@ def _named(values: Mapping[Any, Any], prefix: str = "") -> Iterable[str]:
 
 def _top_level(name: str) -> dict[str, dict[str, Any]]:
     """Return what a config has at its top by its files here, with what is below each."""
-    path = _CONF / f"{name}.yaml"
+    path = CONF / f"{name}.yaml"
     if not path.is_file():  # a config of the user's own
         return {}
     found: dict[str, dict[str, Any]] = {}

@@ -13,10 +13,10 @@ from rich.box import SIMPLE
 
 from rmexp import tables
 from rmexp.errors import ConfigError
-from rmexp.files import PUBLISHED, ROOT
+from rmexp.files import CONF, PUBLISHED
 from rmexp.outside import read_yaml
 
-MODELS = ROOT / "conf" / "model"
+MODELS = CONF / "model"
 NOT_MODELS = ("ensemble", "judge", "local", "mlflow", "pairwise", "recorded")  # ways to give one
 _SIZE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[BM]\b")
 

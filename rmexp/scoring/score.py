@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rmexp.errors import ConfigError, ScoreError
-from rmexp.files import ROOT
+from rmexp.files import root
 from rmexp.metrics import Mean
 from rmexp.models.chat import OnOverlength
 from rmexp.schema import Dataset, Example, Message, ScoredExample
@@ -42,7 +42,7 @@ class Settings:
     machine for "auto".
     """
 
-    store_dir: Path = field(default_factory=lambda: ROOT / "scores")
+    store_dir: Path = field(default_factory=lambda: root() / "scores")
     on_overlength: OnOverlength = "left_truncate"
     batch_tokens: int | None = None
     max_non_finite: int = 0

@@ -16,7 +16,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
 from rmexp.errors import ConfigError
-from rmexp.files import ROOT, make_cache
+from rmexp.files import make_cache, root
 from rmexp.secrets import redact
 from rmexp.tracking.pages import VIEW, VIEW_STATE, VIEW_TAG
 
@@ -135,7 +135,7 @@ def _artifacts(uri: str, experiment: str) -> str | None:
     if uri.startswith(("http:", "https:")):
         return None
     database = _database(uri)
-    top = ROOT if database is None else database.absolute().parent
+    top = root() if database is None else database.absolute().parent
     name = quote(experiment, safe="")
     if not name.strip("."):  # no name of a folder
         name = name.replace(".", "%2E")

@@ -37,7 +37,7 @@ def test_the_readmes_example_runs(
     """On a tiny policy in place of the embedded one, with a store of its own."""
     monkeypatch.setattr("rmexp.scoring.score.root", lambda: tmp_path)
     text = (project_root / "README.md").read_text()
-    (example,) = re.findall(r"### From Python\n\n```python\n(.*?)```", text, re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert '"embedded"' in example
     there: dict[str, object] = {}
     exec(example.replace('"embedded"', repr(str(policy))), there)

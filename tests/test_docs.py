@@ -13,8 +13,10 @@ from tiny import tiny_adapter, tiny_policy, tiny_scalar
 
 from rmexp.benchmarks.toy import Toy
 
-# What a README command needs to run here, where there is no hub: overrides that come last, or the
-# words to put in place of its own.
+# Where the commands stand that are run below; test_pages.py has the other pages.
+DOCUMENTS = ("README.md", "docs/evaluate.md", "docs/train.md", "docs/correlate.md")
+# What a command needs to run here, where there is no hub: overrides that come last, or the words to
+# put in place of its own.
 STAND_INS: dict[str, dict[str, str]] = {
     "model=smollm2 bench=toy bench.limit=2": {"+": "model.path={policy}"},
     "model=skywork bench=rmb": {"+": "model.path={scalar} bench.path={rmb}"},
@@ -81,9 +83,10 @@ STAND_INS |= {
 
 
 def readme_commands(root: Path) -> list[list[str]]:
-    """The README's commands as words, the script first."""
+    """The documents' commands as words, the script first; one that stands twice is run once."""
     scripts = r"python ((?:eval_rm|train_rm|correlate)\.py[^`\n]*)"
-    found = re.findall(scripts, (root / "README.md").read_text())
+    texts = "\n".join((root / name).read_text() for name in DOCUMENTS)
+    found = dict.fromkeys(re.findall(scripts, texts))
     return [
         [word.strip("'") for word in re.findall(r"'[^']*'|\S+", line)]
         for line in found
@@ -178,16 +181,17 @@ def test_readme_commands_run(project_root: Path, places: dict[str, str]) -> None
         assert json.loads(status.read_text())["status"] == "FINISHED", status
 
 
-def test_readme_make_targets_exist(project_root: Path) -> None:
-    text = (project_root / "README.md").read_text()
+def test_the_make_targets_exist(project_root: Path) -> None:
+    pages = [project_root / "README.md", *(project_root / "docs").glob("*.md")]
+    text = "\n".join(page.read_text() for page in pages)
     named = set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE))
     targets = set(re.findall(r"^([a-z]+):", (project_root / "Makefile").read_text(), re.MULTILINE))
     assert {"demo", "test", "help", "ui"} <= named <= targets
 
 
-def test_readme_tree_is_the_real_one(project_root: Path) -> None:
+def test_the_tree_is_the_real_one(project_root: Path) -> None:
     """Every module of the package stands in the tree, and nothing else does."""
-    text = (project_root / "README.md").read_text()
+    text = (project_root / "ARCHITECTURE.md").read_text()
     tree = text.split("## Where things are")[1].split("```")[1]
     named = set(re.findall(r"[\w/]+(?:\.py|/(?=\s))", tree))
     package = project_root / "rmexp"
@@ -220,7 +224,7 @@ def test_architecture_says_what_each_folder_imports(project_root: Path) -> None:
 
 
 def test_architecture_shows_the_layers_that_are_checked(project_root: Path) -> None:
-    text = (project_root / "ARCHITECTURE.md").read_text().split("```")[1]
+    text = (project_root / "ARCHITECTURE.md").read_text().split("## Layers")[1].split("```")[1]
     shown = [re.findall(r"\w+", line[:40]) for line in text.strip().splitlines()]
     project = tomllib.loads((project_root / "pyproject.toml").read_text())
     layers = project["tool"]["importlinter"]["contracts"][0]["layers"]

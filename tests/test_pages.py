@@ -5,18 +5,23 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from running import run_script
 from scored_rows import write_lines
+from tiny import tiny_policy
+
+from rmexp.benchmarks.toy import Toy
 
 ROWS = [
     {"id": "1", "topic": "Sea", "question": "Is it salt?", "good": "Yes.", "bad": "No."},
     {"id": "2", "topic": "Sea", "question": "Is it dry?", "good": "No.", "bad": "Yes."},
     {"id": "3", "topic": "Sky", "question": "Is it blue?", "good": "Often.", "bad": "Never."},
 ]
-PAGES = sorted(Path(__file__).parents[1].glob("docs/*.md"))
+TOP = Path(__file__).parents[1]
+PAGES = sorted(TOP.glob("docs/*.md"))
 REWARDS = {"1": (1, 0), "2": (0, 1), "3": (2, 0)}
 
 
@@ -27,12 +32,14 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands(page: Path) -> list[list[str]]:
     """The page's commands as words, the script's name first."""
     text = page.read_text().replace("\\\n", " ")
-    lines = re.findall(r"python (eval_rm|train_rm|correlate)\.py([^`\n]*)", text)
-    return [[name, *re.findall(r"'[^']*'|\S+", words)] for name, words in lines]
+    lines = re.findall(r"python (eval_rm|train_rm|correlate|leaderboard)\.py([^`\n]*)", text)
+    return [
+        [name, *re.findall(r"'[^']*'|\S+", words)] for name, words in lines if "--help" not in words
+    ]
 
 
 def test_the_pages_have_commands() -> None:
-    assert len([words for page in PAGES for words in commands(page)]) == 6
+    assert len([words for page in PAGES for words in commands(page)]) == 36
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -45,10 +52,79 @@ def test_the_commands_of_the_pages_compose(project_root: Path, page: Path) -> No
             compose(name, [word.split(",")[0] if "[" not in word else word for word in settings])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [TOP / "README.md", *PAGES], ids=str)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):
+    for target, _, heading in re.findall(r"\]\(([^)#:]+)(#([^):]*))?\)", page.read_text()):
         assert (page.parent / target).exists(), target
+        headings = re.findall(
+            r"^#+ (.*)$", (page.parent / target).read_text("latin-1"), re.MULTILINE
+        )
+        assert not heading or heading in [each.lower().replace(" ", "-") for each in headings]
+
+
+def test_every_page_stands_in_the_list_of_documents() -> None:
+    listed = re.findall(r"\]\((\w+\.md)\)", (TOP / "docs" / "README.md").read_text())
+    assert sorted(listed) == [page.name for page in PAGES if page.name != "README.md"]
+
+
+def test_every_picture_is_shown() -> None:
+    shown = {
+        (page.parent / target).resolve()
+        for page in [TOP / "README.md", *PAGES]
+        for target in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text())
+    }
+    assert shown == set((TOP / "docs").glob("*.png"))
+
+
+def test_the_readme_s_first_screen() -> None:
+    """What it is, one picture, two commands; and the whole is short."""
+    text = (TOP / "README.md").read_text()
+    first = text.partition("\n## ")[0]
+    assert len(first.splitlines()) < 25
+    assert len(re.findall(r"!\[", first)) == 1
+    assert re.findall(r"^make (\w+) ", first, re.MULTILINE) == ["demo", "test"]
+    assert len(text.encode()) < 10_000
+
+
+def test_the_first_hour_runs_in_its_order(project_root: Path, tmp_path: Path) -> None:
+    """On a tiny policy and fewer prompts, with a store and a database of its own."""
+    page = project_root / "docs" / "first_hour.md"
+    (pairs,) = blocks(page, "json")
+    (tmp_path / "pairs.jsonl").write_text(pairs)
+    policy = tiny_policy(tmp_path / "policy")
+    typed = re.findall(r"^python (\w+\.py)( .*)?$", page.read_text(), re.MULTILINE)
+    assert len(typed) == 7
+    for number, (script, line) in enumerate(typed):
+        line = line.replace("limit=8", "limit=2").replace("limit: 8", "limit: 2")
+        words = [word.strip("'") for word in re.findall(r"'[^']*'|\S+", line)]
+        words += [f"model.path={policy}"] if "model=smollm2" in words else []
+        words += (
+            [] if any(word.startswith("out_dir=") for word in words) else [f"out_dir=o{number}"]
+        )
+        words += ["tracking.uri=sqlite:///mlflow.db", "store_dir=scores", "quiet=true"]
+        script = str(project_root / script)
+        done = run_script(tmp_path, [script, *words], [(Toy, "figures")])
+        assert done.code == 0, done.err
+    assert (tmp_path / f"o{len(typed) - 1}" / "leaderboard.html").exists()
+    accuracy = json.loads((tmp_path / "o1" / "metrics.json").read_text())
+    assert accuracy["preference/accuracy/n"] == 3
+
+
+def test_the_page_on_the_python_api_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rmexp.scoring.score.root", lambda: tmp_path)
+    policy = tiny_policy(tmp_path / "policy")
+    code = "\n".join(blocks(TOP / "docs" / "python_api.md", "python"))
+    assert code.count('"embedded"') == 1
+    there: dict[str, Any] = {}
+    exec(code.replace('"embedded"', repr(str(policy))), there)
+    assert there["low"] <= there["accuracy"] <= there["high"]
+    assert len(there["rewards"]) == 2
+    assert there["rewards"][0] != there["rewards"][1]
+    assert there["worst"] in {row.id for row in there["result"].scoring.scored}
+    value, n = capsys.readouterr().out.splitlines()[-1].split()
+    assert (float(value), n) == (there["short"].metrics["toy/null/shorter"], "200")
 
 
 def test_the_page_on_benchmarks_adds_one(

@@ -75,5 +75,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setup: installing into .venv (some minutes the first time)"
 	@$(PYTHON) -m venv '$(or $(realpath .venv),.venv)'
 	@rm -f $@
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,sweep]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,optuna,sweep]'
 	@touch $@

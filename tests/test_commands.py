@@ -1033,6 +1033,24 @@ def test_the_environments_server_counts_where_none_is_given(command, monkeypatch
     assert len(command.runs()) == 2
 
 
+def test_the_environments_experiment_counts_where_none_is_given(command, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "everybody's")
+    words = [*recorded_pairs(command.top), f"tracking.uri={command.uri}"]
+    client, names = MlflowClient(tracking_uri=command.uri), []
+    for more in ([], ["tracking.experiment=my"]):
+        done = here(command, [*words, "out_dir=out", *more])
+        names.append(client.get_experiment(done.status["experiment_id"]).name)
+    assert names == ["everybody's", "my"]
+
+
+def test_an_objective_that_is_not_measured_names_the_nearest(command):
+    words = [*recorded_pairs(command.top), f"tracking.uri={command.uri}", "out_dir=out"]
+    done = here(command, [*words, "objective_metric=preference/acuracy"])
+    assert done.code == 1
+    assert "no such number; did you mean preference/accuracy" in done.last
+    assert done.run().info.status == "FAILED"
+
+
 def test_only_what_the_run_wrote_is_logged(command):
     """The database and its artifacts lie in the output folder, as do somebody's files."""
     words = recorded_pairs(command.top)

@@ -75,7 +75,7 @@ def test_setup_that_failed_is_done_again_and_one_that_worked_is_not(fresh):
     calls = (fresh / "calls").read_text().splitlines()
     installs = [call for call in calls if call.startswith("-m pip install")]
     assert len(installs) == 3
-    assert all("-c constraints.txt -e .[dev,sweep]" in call for call in installs)
+    assert all("-c constraints.txt -e .[dev,optuna,sweep]" in call for call in installs)
     assert make(fresh, "setup", python).returncode == 0
     assert (fresh / "calls").read_text().splitlines() == calls
 

@@ -25,6 +25,7 @@ from rmexp.tracking import runs as tracking
 from rmexp.tracking.logged_models import Card
 from rmexp.tracking.models import fetch_model
 from rmexp.tracking.runs import MlflowClient, Run, Subject, TrackingError, redact, tracked_run
+from rmexp.tracking.system import watched
 
 TAGS = {"rmexp.command": "test"}
 
@@ -705,3 +706,24 @@ def test_the_commit_says_whether_files_differ(tmp_path, monkeypatch):
     assert tracking.git_commit(tmp_path) == f"{head}-dirty"
     monkeypatch.setenv("PATH", "")
     assert tracking.git_commit(tmp_path) is None
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_machine_is_watched_while_a_run_goes_on(
+    uri: str, on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
+
+    def logged(run: Run) -> set[str]:
+        return set(run.client.get_run(run.run_id).data.metrics)
+
+    def work(run: Run) -> None:
+        with watched(run, on):
+            while on and not logged(run):
+                time.sleep(0.01)
+        assert {"system/cpu_utilization_percentage"} & logged(run) == (
+            {"system/cpu_utilization_percentage"} if on else set()
+        )
+
+    opened(uri, work)
+    assert not [thread for thread in threading.enumerate() if "SystemMetrics" in thread.name]

@@ -52,7 +52,7 @@ Work = Callable[["Run"], str]
 Prepare = Callable[[dict[str, Any], Path], Work]
 
 
-def launch(main: Callable[[], None]) -> None:
+def launch(main: Callable[[], object]) -> None:
     """Run a Hydra main, end its sweep if it was one, and exit with 1 if any job failed."""
     _speak_utf8()
     _hide_bars()
@@ -68,15 +68,19 @@ def launch(main: Callable[[], None]) -> None:
     sys.exit(int(bool(_failed)))
 
 
-def _launch(main: Callable[[], None]) -> None:
+def _launch(main: Callable[[], object]) -> None:
     ours = mistakes.hand_over()
     try:
         main()
     except BaseException as error:
         with uninterrupted():
+            begun = sweeps.is_open()
             sweeps.close_sweep(killed=isinstance(error, Killed), broken=True)
         if ours and isinstance(error, HydraException | OmegaConfBaseException):
             print(secrets.redact(mistakes.said(error)), file=sys.stderr)
+            sys.exit(1)
+        if ours and begun and isinstance(error, Exception):  # a job reports what is raised in it
+            print(secrets.redact(mistakes.stopped(error)), file=sys.stderr)
             sys.exit(1)
         raise
     finally:
@@ -124,10 +128,11 @@ def _hide_bars() -> None:
 
 def run_command(
     config: DictConfig, prepare: Prepare, tags: Callable[[dict[str, Any]], dict[str, str]]
-) -> None:
+) -> float | None:
     """Do a command's work within a tracked run; report a user's mistake as one line.
 
     `tags` makes the run's tags from the resolved config; `rmexp.name` among them names the run.
+    Returns the `objective_metric` of a run that ended well, for a sweeper to optimise.
     """
     hydra = HydraConfig.get()
     out_dir = Path(hydra.runtime.output_dir)
@@ -140,7 +145,7 @@ def run_command(
     except ConfigError as error:  # whose folder it is goes on to write there
         _failed.append(out_dir)
         log.error("%s", error)
-        return
+        return None
     left = run_folder.take_over(out_dir)
     try:
         with killable(), ExitStack() as stack:
@@ -156,7 +161,7 @@ def run_command(
                 if sweeps.stopped(sweep):
                     write_status(out_dir, status | _NOT_RUN)
                     note_job(sweep, hydra.job.num, out_dir)
-                    return
+                    return None
             if left:
                 status["unended"] = left
             write_status(out_dir, status | run_folder.running())
@@ -175,8 +180,8 @@ def run_command(
                 stack.enter_context(sweeps.one_gpu(sweep))
                 if sweeps.stopped(sweep):  # while it waited
                     write_status(out_dir, status | _NOT_RUN)
-                    return
-            _run(resolved, out_dir, prepare, tags(resolved), status)
+                    return None
+            return _run(resolved, out_dir, prepare, tags(resolved), status)
     except BaseException as error:
         _failed.append(out_dir)
         _report(error, out_dir, status, _go_on(config, sweep or out_dir))
@@ -188,6 +193,7 @@ def run_command(
         held.close()
         if sweep is not None:
             sweeps.free_memory()
+    return None
 
 
 def help_command(
@@ -218,10 +224,14 @@ def _run(
     prepare: Prepare,
     tags: dict[str, str],
     status: dict[str, Any],
-) -> None:
-    """Do the work within a tracked run; `status` gets the run's ids once there are any."""
+) -> float | None:
+    """Do the work within a tracked run and return its objective.
+
+    `status` gets the run's ids once there are any.
+    """
     from rmexp.tracking.identity import explaining
     from rmexp.tracking.runs import DoneBefore, tracked_run
+    from rmexp.tracking.system import watched
 
     uri, experiment = (given(config["tracking"], name) for name in ("uri", "experiment"))
     name = tags.pop("rmexp.name")
@@ -238,7 +248,9 @@ def _run(
             write_status(out_dir, status | run_folder.running())
             run.log_params(explaining(config))
             run.keep(out_dir / "config.yaml", out_dir / f"{HydraConfig.get().job.name}.log")
-            status["headline"] = work(run)
+            with watched(run, config["tracking"].get("system_metrics", False)):
+                status["headline"] = work(run)
+            objective = jobs.objective(config["objective_metric"], out_dir)
             run.log_kept()
             run.log_file(write_status(out_dir, status | {"status": "FINISHED"}))
     except DoneBefore as done:
@@ -248,8 +260,9 @@ def _run(
         )
         write_status(out_dir, status | {"status": "FINISHED"})
         log.info("skipped: done before, as run %s: %s", done.run_id, done.headline)
-        return
+        return jobs.objective(config["objective_metric"], out_dir)
     jobs.say_last(name, out_dir, status["headline"], run.where())
+    return objective
 
 
 def _begin(hydra: Any, out_dir: Path) -> str:

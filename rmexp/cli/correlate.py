@@ -92,9 +92,9 @@ def tags(config: dict[str, Any]) -> dict[str, str]:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="correlate")
-def main(config: DictConfig) -> None:
+def main(config: DictConfig) -> float | None:
     """Correlate under Hydra."""
-    run_command(config, correlate, tags)
+    return run_command(config, correlate, tags)
 
 
 def run() -> None:

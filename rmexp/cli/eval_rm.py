@@ -58,9 +58,9 @@ def tags(config: dict[str, Any]) -> dict[str, str]:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="eval_rm")
-def main(config: DictConfig) -> None:
+def main(config: DictConfig) -> float | None:
     """Evaluate under Hydra."""
-    run_command(config, evaluate, tags)
+    return run_command(config, evaluate, tags)
 
 
 def run() -> None:

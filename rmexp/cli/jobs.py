@@ -3,11 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from rmexp import tables
 from rmexp.errors import ConfigError, DataError
-from rmexp.outside import known, parse_json
+from rmexp.outside import known, parse_json, read_json
 from rmexp.tracking.run_folder import read_status
 
 LIST = "jobs.jsonl"  # a sweep's jobs and their folders
@@ -28,6 +29,22 @@ class Job:
     def failed(self) -> bool:
         """Say whether the job was to finish and did not."""
         return self.status != "FINISHED"
+
+
+def objective(name: str | None, folder: Path) -> float | None:
+    """Return the number of this name in a job's metrics.json; None asks for none.
+
+    Raises ConfigError where there is no such number.
+    """
+    if name is None:
+        return None
+    path = folder / "metrics.json"
+    metrics = read_json(path, "run the job again") if path.exists() else {}
+    if name not in metrics:
+        near = get_close_matches(name, metrics, 3, 0)
+        choose = f"did you mean {' or '.join(near)}?" if near else "this job measures none"
+        raise ConfigError(f"objective_metric={name}: {path} has no such number; {choose}")
+    return float(metrics[name])
 
 
 def note_job(sweep: Path, number: int, folder: Path) -> None:

@@ -103,9 +103,9 @@ def prepare(config: dict[str, Any], out_dir: Path) -> Work:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="leaderboard")
-def main(config: DictConfig) -> None:
+def main(config: DictConfig) -> float | None:
     """Write under Hydra."""
-    run_command(config, prepare, tags)
+    return run_command(config, prepare, tags)
 
 
 def run() -> None:

@@ -12,7 +12,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from rmexp.cli.called import called, command_of
+from rmexp.cli.called import COMMANDS, called, command_of
 from rmexp.errors import ConfigError
 from rmexp.files import CONF
 from rmexp.outside import read_yaml
@@ -53,6 +53,15 @@ def said(error: HydraException | OmegaConfBaseException) -> str:
         return f"{key}: {str(cause).splitlines()[0]}; {_meant(key, _settings(_typed()))}"
     below = f"\n{cause}" if isinstance(cause, OmegaConfBaseException) else ""
     return f"{error}{below}"
+
+
+def stopped(error: Exception) -> str:
+    """Say that a sweep ended by its sweeper or launcher: of a worker that was killed, say."""
+    first = (str(error) or "no reason given").splitlines()[0]
+    return (
+        f"the sweep was stopped ({type(error).__name__}: {first}): the table says what each job "
+        f"did, the same command with skip_done=true does the rest; {_FULL}=1 shows the traceback"
+    )
 
 
 def no_choice(group: str, name: str, options: Sequence[str]) -> str:
@@ -109,7 +118,13 @@ def refuse_words(
 
 
 def _meant(key: str, settings: Sequence[str]) -> str:
-    """Say which settings are nearest: those that end in the same word, else those alike."""
+    """Say which settings are nearest: those that end in the same word, else those alike.
+
+    A group of files that another command has is said to be that one's.
+    """
+    if (CONF / key).is_dir():
+        others = [called(one) for one in COMMANDS if key in _top_level(one)]
+        return f"it is a group of {_or(others)}"
     last = key.rpartition(".")[2]
     near = [one for one in settings if one.rpartition(".")[2] == last and one != key]
     if not near:

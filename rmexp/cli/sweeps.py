@@ -78,6 +78,11 @@ def _end_left(folder: Path, run: "Run") -> None:
             run.end_left(run_id)
 
 
+def is_open() -> bool:
+    """Say whether this process has a sweep that has not ended."""
+    return _open is not None
+
+
 def close_sweep(*, killed: bool = False, broken: bool = False) -> list[Path]:
     """Close the parent run with a table of the jobs, and return the folders of those that failed.
 

@@ -168,12 +168,12 @@ def tags(config: dict[str, Any]) -> dict[str, str]:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train_rm")
-def main(config: DictConfig) -> None:
+def main(config: DictConfig) -> float | None:
     """Train under Hydra; a process that another one started helps that one, and tracks nothing."""
     if together(config.trainer) and (number := rank()) > 0:
         help_command(config, train, number)
-    else:
-        run_command(config, train, tags)
+        return None
+    return run_command(config, train, tags)
 
 
 def run() -> None:

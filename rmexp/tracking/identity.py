@@ -18,6 +18,7 @@ _NO_PART_OF_A_RESULT = {
     "skip_done",
     "fail_fast",
     "then",
+    "objective_metric",
 }
 
 # What explains no result, besides: it stands in config.yaml alone.

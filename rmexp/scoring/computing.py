@@ -212,6 +212,15 @@ def _compute(
     return values, work
 
 
+def in_memory(forward: "Forward", rows: Sequence[Encoded]) -> list[float]:
+    """Return the rows' numbers, in their order, and store none of them."""
+    values = [math.nan] * len(rows)
+    for batch, numbers in _batches(forward, rows, None):
+        for at, number in zip(batch.rows, numbers, strict=True):
+            values[at] = number
+    return values
+
+
 def _batches(
     forward: "Forward", rows: Sequence[Encoded], batch_tokens: int | None
 ) -> Iterator[tuple[Batch, list[float]]]:

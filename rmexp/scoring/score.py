@@ -125,7 +125,7 @@ def score(
     if not conversations:
         return []
     examples = tuple(
-        Example(str(at), "", _turns(prompt), (response,), ())
+        Example(str(at), "", turns(prompt), (response,), ())
         for at, (prompt, response) in enumerate(conversations)
     )
     scored = reward.score(Dataset(examples, "conversations"), settings or Settings()).scored
@@ -151,7 +151,8 @@ def count(
     }
 
 
-def _turns(prompt: Prompt) -> tuple[Message, ...]:
+def turns(prompt: Prompt) -> tuple[Message, ...]:
+    """Return a prompt's turns: a text is one turn of the user."""
     if isinstance(prompt, str):
         return (Message("user", prompt),)
     return tuple(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from filelock import FileLock
@@ -46,6 +47,7 @@ from rmexp.tracking.connection import ERRORS, connect, first_line, lock, reached
 from rmexp.tracking.finished import recorded_numbers
 from rmexp.tracking.logged_models import MODEL, WEIGHTS, Card
 from rmexp.tracking.numbers import TABLE, write_table
+from rmexp.tracking.packaging import package
 from rmexp.tracking.run_folder import DIED
 
 log = logging.getLogger(__name__)
@@ -173,6 +175,9 @@ class Run:
         arguments = (self.client, self.experiment_id, self.run_id, card, params)
         model_id: str = self._try(logged_models.add_output, *arguments).model_id
         self._try(self.client.log_model_artifacts, model_id, str(folder), WEIGHTS)
+        with TemporaryDirectory() as around:
+            package(Path(around), model_id, self.run_id)
+            self._try(self.client.log_model_artifacts, model_id, around)
         self._try(self.client.finalize_logged_model, model_id, LoggedModelStatus.READY)
         history = self._try(self.client.get_metric_history, self.run_id, next(iter(metrics)))
         step = max(point.step for point in history)

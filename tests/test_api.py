@@ -10,6 +10,7 @@ from running import run_apart
 from tiny import tiny_policy
 
 import rmexp
+from rmexp import benchmarks
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.evaluation.result import Result
 from rmexp.schema import Message
@@ -100,6 +101,21 @@ def test_a_benchmark_that_cannot_be_opened(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         rmexp.open_benchmark(name, **options)
+
+
+def test_a_file_of_ones_own_has_its_defaults_and_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "?", "chosen": "yes", "rejected": "no"}\n')
+    for name, text in {
+        "preference": (benchmarks.FOLDER / "preference.yaml").read_text(),
+        "mine": f"defaults: [preference, _self_]\npath: {pairs}\n",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(benchmarks, "FOLDER", tmp_path)
+    assert rmexp.open_benchmark("mine").headline == "mine/accuracy"
+    assert rmexp.open_benchmark("preference", path=str(pairs)).headline == "preference/accuracy"
 
 
 def test_the_store_is_the_one_of_the_commands(project_root: Path) -> None:

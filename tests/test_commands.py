@@ -291,10 +291,12 @@ def test_mlflow_has_every_setting_that_explains(good, models):
     operational = {"out_dir", "store_dir", "data_root", "quiet", "skip_done", "fail_fast", "then"}
     operational |= {name for name in flat if name.startswith("tracking.")}
     assert operational <= set(flat)
-    explaining = {name: value for name, value in flat.items() if name not in operational}
+    unset = {name for name, value in flat.items() if value == "null" or name.endswith("_target_")}
+    explaining = {name: flat[name] for name in flat.keys() - operational - unset}
     assert flat["bench.limit"] == "2"
     assert (flat["model.name"], flat["model.dtype"]) == ("scalar", "null")
-    assert good.run().data.params == explaining | {"model.dtype": "float32"}
+    found = {"model": "local", "bench": "toy", "model.dtype": "float32"}
+    assert good.run().data.params == explaining | found
 
 
 def test_mlflow_says_what_was_evaluated(good, models):

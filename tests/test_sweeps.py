@@ -158,6 +158,39 @@ def test_side_by_side_on_a_fresh_database(place: Place) -> None:
     assert sum(run.info.status == "FINISHED" for run in place.runs(database)) == 2
 
 
+def test_the_models_page_compares_models_by_data_set(place: Place) -> None:
+    """Two models on two data sets, one of them pairs with a file of their own; read by MLflow."""
+    path = place.top / "pairs.jsonl"
+    text = f"defaults:\n  - preference\n  - _self_\npath: {path}\n"
+    (place.top / "conf" / "bench" / "mine.yaml").write_text(text)
+    place.run("-m", "model=one,two", "bench=toy,mine", "bench.limit=2")
+    client = MlflowClient(tracking_uri=place.uri())
+    experiment = client.get_experiment_by_name("sweeps")
+    assert experiment is not None
+    models = {m.name: m for m in client.search_logged_models([experiment.experiment_id])}
+    assert sorted(models) == ["one", "two"]
+    for at, name in enumerate(sorted(models)):
+        found = models[name].metrics or []
+        assert len(found) <= 40
+        assert {m.dataset_name for m in found} == {"toy", "mine"}
+        assert all(m.key.startswith(f"{m.dataset_name}/") for m in found)
+        shown = {m.key: m.value for m in found}
+        for job, headline_name in ((2 * at, "toy/overall"), (2 * at + 1, "mine/accuracy")):
+            numbers = json.loads((place.top / f"out/{job}/metrics.json").read_text())
+            assert shown[headline_name] == pytest.approx(numbers[headline_name])
+    params = [client.get_run(place.job(job)["run_id"]).data.params for job in range(4)]
+    assert differing(params[0], params[1]) == {"bench", "bench.name", *OF_PAIRS}
+    assert differing(params[0], params[2]) == {"model", "model.name", "model.path"}
+
+
+OF_PAIRS = {"bench.offset", "bench.on_bad_row", "bench.path"}
+
+
+def differing(one: dict[str, str], other: dict[str, str]) -> set[str]:
+    """What MLflow's page of two runs marks."""
+    return {name for name in one | other if one.get(name) != other.get(name)}
+
+
 def test_jobs_side_by_side_compute_nothing_twice(place: Place) -> None:
     """Two jobs need the same 60 responses: together they compute 60."""
     words = ["-m", "model=one", "bench=pairs", "seed=0,1", "batch_tokens=64"]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -42,7 +42,7 @@ from rmexp.evaluation.followups import read_follow_ups
 from rmexp.schema import Message
 from rmexp.scoring.rewards import open_reward
 from rmexp.scoring.score import Settings
-from rmexp.tracking.runs import Run
+from rmexp.tracking.runs import MlflowClient, Run
 from rmexp.training import train as train_module
 from rmexp.training.data import ToyPairs
 from rmexp.training.module import PreferenceModule
@@ -491,6 +491,7 @@ def test_the_loop(
     assert metrics["train/pairs_per_second"] > 0
     assert metrics["train/reload_max_delta"] < 1e-4
     assert read_json(out / "run.json")["status"] == "FINISHED"
+    check_page(out, words, metrics)
     for name in ("toy", "preference"):
         assert read_json(out / "eval" / name / "run.json")["status"] == "FINISHED"
         assert (out / "eval" / name / "scores.jsonl").exists()
@@ -508,6 +509,29 @@ def test_the_loop(
     assert (out.parent / "registered" / "scores.jsonl").read_text() == (
         out / "eval" / "preference" / "scores.jsonl"
     ).read_text()
+
+
+def check_page(out: Path, words: Sequence[str], metrics: Mapping[str, float]) -> None:
+    """The run says what came out first, and has a point a step, each number in one unit."""
+    uri = next(word for word in words if word.startswith("tracking.uri=")).partition("=")[2]
+    client = MlflowClient(tracking_uri=uri)
+    run = client.get_run(read_json(out / "run.json")["run_id"])
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith(f"- toy/overall {metrics['toy/overall']:.3f} (")
+    assert f"| {metrics['val/loss']:.3f} | {metrics['val/accuracy']:.3f} |" in note
+    points = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "train/loss")}
+    steps = max(points)
+    assert sorted(points) == [*range(1, steps + 1)]
+    assert client.get_metric_history(run.info.run_id, "val/loss")[-1].step == steps
+    took = client.get_metric_history(run.info.run_id, "train/step_seconds")
+    assert metrics["train/seconds"] == pytest.approx(sum({m.step: m.value for m in took}.values()))
+    child = client.get_run(read_json(out / "eval" / "toy" / "run.json")["run_id"])
+    assert child.info.run_name == f"{run.info.run_name} on toy, n 8"
+    assert child.data.params.items() >= {
+        "bench": "toy", "bench.limit": "2", "seed": "0", "model.dtype": "float32",
+        "training_run": run.info.run_id, "objective": run.data.params["objective"],
+        "data": "preference",
+    }.items()  # fmt: skip
 
 
 def check_pad_token(folder: Path) -> None:

@@ -17,6 +17,8 @@ from rmexp.stats.intervals import Estimate
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FOLDER = CONF / "bench"
+
 
 class Benchmark(Protocol):
     """What a benchmark offers. `headline` is the name of its most important metric."""
@@ -42,14 +44,16 @@ class Benchmark(Protocol):
 def open_benchmark(name: str, **options: object) -> Benchmark:
     """Open a benchmark by the name that `bench=` takes, with options of its file in conf/bench.
 
-    Nothing is loaded. Raises ConfigError for a name or an option that does not exist, one that is
-    missing, and values that cannot work.
+    Nothing is loaded. One that takes a name for its metrics has that of its file. Raises
+    ConfigError for a name or an option that does not exist, one that is missing, and values that
+    cannot work.
     """
-    folder = CONF / "bench"
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     if name not in names:
         raise ConfigError(f"there is no benchmark {name}, choose from {', '.join(names)}")
-    config = read_yaml(folder / f"{name}.yaml", "get the file again")
+    config = _config(name)
+    if config.get("name", "") is None:
+        config["name"] = name
     kind: Any = resolve_name(config.pop("_target_"))
     if unknown := sorted(set(options) - set(config)):
         there = ", ".join(config)
@@ -59,3 +63,12 @@ def open_benchmark(name: str, **options: object) -> Benchmark:
         raise ConfigError(f"{name} needs {missing[0]}: give one")
     benchmark: Benchmark = kind(**config)
     return benchmark
+
+
+def _config(name: str) -> dict[str, Any]:
+    """Return what a file in conf/bench says, over the files that its defaults name."""
+    own = read_yaml(FOLDER / f"{name}.yaml", "get the file again")
+    config: dict[str, Any] = {}
+    for below in own.pop("defaults", []):
+        config |= _config(below) if below != "_self_" else {}
+    return config | own

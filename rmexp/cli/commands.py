@@ -240,13 +240,15 @@ def _run(
         tags = tags | {"rmexp.sweep": parent}
         name = sweeps.child_name(name, status)
     work = prepare(config, out_dir)
+    chosen = dict(_chosen(HydraConfig.get()))
     try:
         with tracked_run(uri, experiment, name, tags, parent) as run:
             status |= {"run_id": run.run_id, "experiment_id": run.experiment_id}
             for before in status.pop("unended", ()):
                 run.end_left(before)
             write_status(out_dir, status | run_folder.running())
-            run.log_params(explaining(config))
+            for params in (chosen, explaining(config)):
+                run.log_params(params)
             run.keep(out_dir / "config.yaml", out_dir / f"{HydraConfig.get().job.name}.log")
             with watched(run, config["tracking"].get("system_metrics", False)):
                 status["headline"] = work(run)
@@ -267,14 +269,18 @@ def _run(
 
 def _begin(hydra: Any, out_dir: Path) -> str:
     """Return a command's first line: what was chosen of each group, and where results go."""
-    groups = dict(hydra.runtime.choices)
-    chosen = [
-        f"{group} {choice}"
-        for group, choice in groups.items()
-        if "/" not in group and group not in ("tracking", "trainer") and choice is not None
-    ]
+    chosen = [f"{group} {choice}" for group, choice in _chosen(hydra)]
     job = f" job {hydra.job.num}" if hydra.mode is RunMode.MULTIRUN else ""
     return f"{hydra.job.name}{job}: {', '.join([*chosen, f'results in {out_dir}'])}"
+
+
+def _chosen(hydra: Any) -> list[tuple[str, str]]:
+    """Return what was chosen of each group, but where results go and what the run runs on."""
+    return [
+        (group, choice)
+        for group, choice in hydra.runtime.choices.items()
+        if "/" not in group and group not in ("tracking", "trainer") and choice is not None
+    ]
 
 
 def _go_on(config: DictConfig, folder: Path) -> str:

@@ -15,13 +15,14 @@ from rmexp.errors import ConfigError
 from rmexp.evaluation import comparison
 from rmexp.evaluation.gains import Gain
 from rmexp.evaluation.in_run import evaluate_in_run
+from rmexp.metrics import headline
 from rmexp.scoring.model_reward import ModelReward
 from rmexp.scoring.recorded import RecordedReward, left_out_note, lookup_shared
 from rmexp.scoring.score import Settings
 from rmexp.secrets import mask, redact
 from rmexp.signals import Killed
 from rmexp.tables import plain, unshown
-from rmexp.tracking.identity import result_key
+from rmexp.tracking.identity import explaining, result_key
 from rmexp.tracking.numbers import whole
 from rmexp.tracking.run_folder import write_status
 from rmexp.tracking.runs import Run, tracked_run
@@ -131,7 +132,7 @@ def follow(
         (folder / "config.yaml").write_text(
             json.dumps(mask(config), indent=1) + "\n", encoding="utf-8"
         )
-        name = f"{reward.name} on {wanted.folder}"
+        name = f"{reward.name if suffix else run.name} on {wanted.folder}"
         tags = {
             "rmexp.command": "eval_rm",
             "rmexp.model": reward.name,
@@ -142,7 +143,8 @@ def follow(
         with tracked_run(*arguments) as child:
             ids = {"run_id": child.run_id, "experiment_id": child.experiment_id}
             write_status(folder, {**ids, "status": "RUNNING"})
-            child.log_params({**config, "seed": settings.seed})
+            child.log_params({"bench": wanted.benchmark.name})
+            child.log_params(explaining({**config, "seed": settings.seed}))
             try:
                 key = partial(result_key, config)
                 # Of several models the comparison is shown, and not each one's table before it.
@@ -156,14 +158,15 @@ def follow(
                 raise
             child.keep(folder / "config.yaml", write_status(folder, {**ids, "status": "FINISHED"}))
             child.log_kept()
-        headline = wanted.benchmark.headline
+        own = wanted.benchmark.headline
         named = wanted.headline.replace(wanted.folder, folder.name, 1)
         headlines |= {
-            metric.replace(headline, named, 1): value
+            metric.replace(own, named, 1): value
             for metric, value in metrics.items()
-            if metric == headline or metric.startswith(f"{headline}/")
+            if metric == own or metric.startswith(f"{own}/")
         }
     run.log_metrics(whole(headlines))
+    run.note("\n".join(_found(headlines, follow_ups)))
     if len(rewards) > 1:
         notes = []
         for wanted in follow_ups:
@@ -173,6 +176,12 @@ def follow(
         run.note("\n".join([comparison.report(compared, out_dir), *map(plain, notes)]))
         run.keep(out_dir / comparison.FILE, out_dir / comparison.FIGURE)
     return headlines
+
+
+def _found(headlines: Mapping[str, float], follow_ups: Sequence[FollowUp]) -> list[str]:
+    """Return a line a benchmark: what the trained model reached on it."""
+    found = [headline(headlines, wanted.headline) for wanted in follow_ups]
+    return [f"- {plain(text)}" for text in found if text] + [""]
 
 
 def _compare(

@@ -27,7 +27,9 @@ _SHOWN_AS = {"mlflow.experimentKind": "custom_model_development", VIEW_TAG: VIEW
 _ABOUT = (
     "Reward models, trained and evaluated with rmexp. *Models* has a row a reward model and its "
     "numbers by data set; *Runs* has a run a training or an evaluation, with settings, files and a "
-    f"summary. The view `{VIEW}` shows finished evaluations with interval and n, best first."
+    f"summary. The view `{VIEW}` shows finished evaluations with interval and n, best first. "
+    "Numbers are shares from 0 to 1 unless their names say otherwise; losses are in nats, margins "
+    "and rewards in the reward model's own unit."
 )
 # A server may answer nonsense, and a database's driver be missing.
 ERRORS = (MlflowException, SQLAlchemyError, OSError, ParseError, ImportError)

@@ -26,14 +26,22 @@ _OPERATIONAL = _NO_PART_OF_A_RESULT - {"batch_tokens", "devices"}
 
 
 def explaining(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that tell a reader of the run what it is.
+    """Return the settings that tell a reader of the run what it is, those that are set.
 
-    Where a model has no name or dtype of its own, what was found instead is logged later.
+    Two runs side by side then differ in what was changed. Hydra's own keys say nothing that the
+    name of a group's choice does not.
     """
     kept = {name: value for name, value in config.items() if name not in _OPERATIONAL}
-    if isinstance(kept.get("model"), Mapping):
-        found = [name for name in ("name", "dtype") if kept["model"].get(name) is None]
-        kept["model"] = {name: v for name, v in kept["model"].items() if name not in found}
+    return _set(kept)
+
+
+def _set(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that have a value, in sections as well."""
+    kept = {}
+    for name, value in settings.items():
+        value = _set(value) if isinstance(value, Mapping) else value
+        if not name.startswith("_") and value is not None and value != {}:
+            kept[name] = value
     return kept
 
 

@@ -96,6 +96,7 @@ class Run:
     run_id: str
     name: str = ""
     kept: dict[Path, None] = field(default_factory=dict)  # what the run has written, in order
+    notes: list[str] = field(default_factory=list)  # the texts of its page
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log the parameters; nested ones become `a.b`, secrets are masked."""
@@ -236,8 +237,9 @@ class Run:
         return f"models:/{name}/{version.version}"
 
     def note(self, markdown: str) -> None:
-        """Show a text on the run's page."""
-        self.set_tags({MLFLOW_RUN_NOTE: markdown})
+        """Show a text on the run's page, above those before."""
+        self.notes.insert(0, markdown)
+        self.set_tags({MLFLOW_RUN_NOTE: "\n".join(self.notes)})
 
     def skip_if_done(self, key: str, name: str) -> None:
         """Raise `DoneBefore` if a run of the experiment has finished with this key.

@@ -37,12 +37,13 @@ class RunLogger(Logger):
         """Do nothing: the command logs its whole config."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log the metrics of a step."""
+        """Log metrics by how many steps are done; a step's own come while it is not counted yet."""
         kept = {name: value for name, value in metrics.items() if name != "epoch"}
-        self._run.log_metrics(kept, step or 0)
+        done = (step or 0) + ("train/loss" in kept)
+        self._run.log_metrics(kept, done)
         now = time.monotonic()
         due = now - self._last_line >= _SECONDS_BETWEEN_LINES or "val/loss" in kept
         if due and not sys.stderr.isatty():
             self._last_line = now
             shown = ", ".join(f"{name} {value:.4g}" for name, value in list(kept.items())[:3])
-            log.info("step %d: %s", step or 0, shown)
+            log.info("step %d: %s", done, shown)

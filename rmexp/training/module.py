@@ -173,7 +173,7 @@ class PreferenceModule(LightningModule):
             metrics |= {} if overflow else {"train/gradient_norm": norm}
             metrics |= {
                 "train/learning_rate": step.learning_rate,
-                "train/seconds": step.seconds,
+                "train/step_seconds": step.seconds,
                 "train/pairs_per_second": float(numbers[-3]) / step.seconds,
                 "train/tokens_per_second": float(numbers[-2]) / step.seconds,
                 "train/peak_memory_gib": _peak_memory(self.device),
@@ -274,9 +274,9 @@ class PreferenceModule(LightningModule):
             return {}
         metrics = {name: value for name, value in steps[-1].items() if name != "step"}
         for name in ("train/pairs_per_second", "train/tokens_per_second"):
-            seconds = sum(row["train/seconds"] for row in steps)
-            metrics[name] = sum(row[name] * row["train/seconds"] for row in steps) / seconds
-        metrics["train/seconds"] = sum(row["train/seconds"] for row in steps)
+            seconds = sum(row["train/step_seconds"] for row in steps)
+            metrics[name] = sum(row[name] * row["train/step_seconds"] for row in steps) / seconds
+        metrics["train/seconds"] = sum(row["train/step_seconds"] for row in steps)
         return metrics
 
     def _scale(self) -> float:

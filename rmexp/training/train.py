@@ -28,6 +28,7 @@ from rmexp.training.resuming import resumed
 from rmexp.training.sharding import Sharded
 from rmexp.training.split import split_by_prompt
 from rmexp.training.start import Training, build_model, build_where_it_fits
+from rmexp.training.summary import summarise
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ def train(training: Training, place: Place) -> dict[str, float]:
     folder = place.out_dir / "model"
     metrics["train/reload_max_delta"] = export(training, kept, settings, pairs.train.pairs, folder)
     _leave(metrics, history, step, place.out_dir, place.run)
+    place.run.note(summarise(place.run.name, training, metrics, step))
     return metrics
 
 

@@ -1,0 +1,33 @@
+"""What a training's page says of it, in Markdown."""
+
+from collections.abc import Mapping
+
+from rmexp import tables
+from rmexp.training.start import Training
+
+_PARTS = {"train": "training, the last step", "val": "validation, the weights that are kept"}
+_NUMBERS = ("loss", "accuracy", "margin")
+
+
+def summarise(name: str, training: Training, metrics: Mapping[str, float], steps: int) -> str:
+    """Return what was trained from what, on how much, and what became of it."""
+    objective, start = training.objective.name, training.start.column.checkpoint.name
+    count = {part: f"{metrics[f'data/{part}_pairs']:,.0f}" for part in _PARTS}
+    rows = [
+        (title, count[part], *(f"{metrics[f'{part}/{number}']:.3f}" for number in _NUMBERS))
+        for part, title in _PARTS.items()
+        if f"{part}/loss" in metrics
+    ]
+    columns = ("", "pairs", *_NUMBERS)
+    rate = metrics.get("train/pairs_per_second")
+    pace = "" if rate is None else f", {rate:,.1f} pairs a second"
+    lines = [
+        f"**{tables.plain(name)}**: {tables.plain(start)} trained by {objective} on "
+        f"{tables.plain(training.source.name)}, {steps:,} steps{pace}.",
+        "",
+        *tables.markdown(columns, rows, right=columns[1:]),
+        "",
+        "A margin is the chosen response's reward less the rejected one's, accuracy the share of "
+        "margins above 0. The x axis of the charts is steps done.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -75,6 +75,36 @@ def test_a_sweep_that_no_job_can_be_composed_of_is_not_begun(typed):
     assert done.err.strip().splitlines()[-1].startswith("model=smolm2: Could not find")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["eval_rm.py", "data_root=true"], "data_root=True: there is no such folder; check the"),
+        (
+            ["eval_rm.py", "bench._target_=nowhere.Facts"],
+            "_target_=nowhere.Facts: there is no such",
+        ),
+        (["eval_rm.py", "bench._target_=null"], "_target_=None: name a class, as the files in"),
+        (["correlate.py", "policy.base=bt"], "base=bt: rewardbench2_ppo_bon.csv has no such row"),
+        (
+            ["eval_rm.py", "model.reference=inf"],
+            "open_reward has reference: inf, which is no value",
+        ),
+        (
+            ["train_rm.py", "model.reference=inf"],
+            "open_reward has reference: inf, which is no value",
+        ),
+        (
+            ["correlate.py", "scores.group=true"],
+            "read_published has group: True, which is no value",
+        ),
+    ],
+)
+def test_a_value_of_no_use_is_one_line(typed, words, said):
+    last = typed(*words).err.strip().splitlines()[-1]
+    assert said in last
+    assert "unexpected" not in last
+
+
 def test_hydra_says_what_is_no_override_itself(typed):
     assert "See https://hydra.cc/docs" in typed("eval_rm.py", "model=[a").err
 

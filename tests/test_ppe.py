@@ -144,6 +144,9 @@ def test_the_curve_and_the_area_by_hand(folder):
         ({"scores": [0.5, 1]}, "holds 0.5, which is neither right nor wrong"),
         ({"sampled_conflict_pairs": [[0, 2]]}, r"\[0, 2\], which are no two of 2 responses"),
         ({"sampled_conflict_pairs": [[1, 1]]}, r"\[1, 1\], which are no two"),
+        ({"sampled_conflict_pairs": [[0, 1, 0]]}, r"\[0, 1, 0\], which are no two"),
+        ({"sampled_conflict_pairs": 3}, "'sampled_conflict_pairs' must hold a list, not int 3"),
+        ({"scores": 1}, "'scores' must hold a list, not int 1"),
         ({"scores": [1, 1]}, "gpqa/q/0: both responses of the pair are scored alike"),
     ],
 )

@@ -41,6 +41,7 @@ def test_the_chosen_task_comes_first(tmp_path):
     ("text", "error", "message"),
     [
         ("rm,score\nA,1\n", DataError, r"has no column task \(it has rm, score\): add it"),
+        ('rm,"a\nb"\nA,1\n', DataError, r"\(it has rm, 'a\\nb'\): add it"),
         ("", DataError, r"has no column rm, task, score \(it has none\)"),
         ("rm,task,score\n", DataError, "has no row: give one"),
         ("rm,task,score\nA,t,high\n", DataError, r"t\.csv:2 has 'high' where a number belongs"),

@@ -113,6 +113,7 @@ def test_what_is_read(bench, tmp_path):
     [
         ([sample("a", ["x"])], "1 responses, where two or more"),
         ([sample("a", ["x", "y"], gold=[1])], "2 responses and 1 gold scores"),
+        ([sample("a", ["x", "y"], gold=False)], "'gold' must hold a list, not bool False"),
         ([sample("a", ["x", "y"], gold=[1, "high"])], "'gold' must hold a finite number"),
         ([sample("a", ["x", "y"], gold=[1, 2]), sample("b", ["x", "y"])], "1 of 2 prompts"),
     ],

@@ -193,14 +193,14 @@ class PPECorrectness:
         """Return a question's pairs, and its responses as a ranking where curves are wanted."""
         name, id = _set_of(row, source), row.identifier("question_id")
         responses = _responses(row)
-        scores = [_truth(row, score) for score in row.get("scores")]
+        scores = [_truth(row, score) for score in row.items("scores")]
         if len(scores) != len(responses):
             raise DataError(
                 f"{row.place} has {len(responses)} responses and {len(scores)} scores: download "
                 "the file again"
             )
         prompt = (Message("user", row.text("prompt")),)
-        for number, pair in enumerate(row.get("sampled_conflict_pairs")):
+        for number, pair in enumerate(row.items("sampled_conflict_pairs")):
             places = _places(row, pair, len(scores))
             good, bad = sorted(places, key=lambda at: -scores[at])
             flaw = "both responses of the pair are scored alike"
@@ -291,7 +291,7 @@ def _truth(row: Row, score: object) -> bool:
 
 def _places(row: Row, pair: object, count: int) -> list[int]:
     whole = isinstance(pair, list) and all(type(at) is int and 0 <= at < count for at in pair)
-    if not isinstance(pair, list) or not whole or len(set(pair)) != 2:
+    if not isinstance(pair, list) or not whole or len(pair) != 2 or pair[0] == pair[1]:
         raise DataError(
             f"sampled_conflict_pairs at {row.place} holds {pair!r}, which are no two of {count} "
             "responses: download the file again"

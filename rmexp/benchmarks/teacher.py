@@ -121,7 +121,7 @@ def _entries(rows: Iterable[Row]) -> Iterator[Entry]:
             yield Entry(example, row, entry.flaw)
             continue
         responses = row.texts("responses")
-        gold = tuple(_number(row, value) for value in row.get("gold")) if row.has("gold") else ()
+        gold = tuple(_number(row, value) for value in row.items("gold")) if row.has("gold") else ()
         prompt, flaw = read_prompt(row)
         if len(responses) < 2:
             flaw = f"{len(responses)} responses, where two or more are compared"

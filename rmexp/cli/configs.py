@@ -150,18 +150,39 @@ def folder(config: Mapping[str, Any], name: str) -> Path:
 
 
 def build(config: Mapping[str, Any], **more: object) -> Any:
-    """Instantiate a config's `_target_`; our own errors come through as they are."""
+    """Instantiate a config's `_target_`; our own errors come through as they are.
+
+    Raises ConfigError for a target that is not there, or that does not take these settings.
+    """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    target = config.get("_target_")
+    if not isinstance(target, str) or not target:
+        raise ConfigError(f"_target_={target}: name a class, as the files in conf/ do")
     try:
         return instantiate(dict(config), _convert_="all", **more)
     except InstantiationException as error:
         if isinstance(error.__cause__, RmexpError):
             raise error.__cause__ from None
+        if str(error).startswith(("Error locating target", "Expected a callable")):
+            raise ConfigError(
+                f"_target_={target}: there is no such class: check its name, and that its module "
+                "can be imported (PYTHONPATH=FOLDER)"
+            ) from error
+        if target.startswith("rmexp."):
+            _refuse_types(config, target)
         if isinstance(error.__cause__, TypeError):
-            raise ConfigError(f"{config['_target_']}: {error.__cause__}") from error
+            raise ConfigError(f"{target}: {error.__cause__}") from error
         raise
+
+
+def _refuse_types(config: Mapping[str, Any], target: str) -> None:
+    """Raise DataError that names a setting whose value is of no type that the target takes."""
+    from hydra.utils import get_object
+
+    hints = parameters(get_object(target))
+    known({key: value for key, value in config.items() if key in hints}, hints, target)
 
 
 def benchmarks() -> list[str]:

@@ -46,9 +46,9 @@ def located(section: Mapping[str, Any], name: str, root: str | None) -> dict[str
     return found
 
 
-def check_root(root: str | None) -> None:
+def check_root(root: object) -> None:
     """Raise ConfigError where `data_root` is no folder."""
-    if root and not Path(root).is_dir():
+    if root and not (isinstance(root, str) and Path(root).is_dir()):
         raise ConfigError(f"data_root={root}: there is no such folder; check the path")
 
 

@@ -111,7 +111,8 @@ def _start(config: Mapping[str, Any], dtype: str) -> "Start":
     from rmexp.training.start import Start
 
     model = model_config(config)
-    reference = (model.get("reference") or {}).get("path")
+    reference = model.get("reference")
+    reference = reference.get("path") if isinstance(reference, Mapping) else None
     if reference and config["objective"]["_target_"].endswith("DPO"):
         model["reader"] = "implicit"
     reward = build(model)

@@ -132,7 +132,10 @@ def read_published(
     named = [(_CITATION.sub("", rm.format_map(line)), place, line) for place, line in lines]
     before: dict[str, float | None] = dict.fromkeys(columns.values())
     if isinstance(base, str):
-        place, line = next((place, line) for name, place, line in named if name == base)
+        found = [(place, line) for name, place, line in named if name == base]
+        if not found:
+            raise ConfigError(f"base={base}: {file} has no such row; give one, or null for none")
+        place, line = found[0]
         before = {column: _maybe(line[column], place, scale) for column in columns.values()}
     elif base is not None:
         before = dict.fromkeys(columns.values(), base * scale)
@@ -161,13 +164,17 @@ def _lines(file: Path, wanted: Iterable[str]) -> list[tuple[str, dict[str, str]]
         raise DataError(f"{file} is no CSV file ({error}): save it as CSV in UTF-8") from error
     if lacking := [name for name in wanted if name not in there]:
         raise DataError(
-            f"{file} has no column {', '.join(lacking)} (it has {', '.join(there) or 'none'}): "
+            f"{file} has no column {', '.join(lacking)} (it has {_named(there) or 'none'}): "
             "add it to the first line"
         )
     for place, row in rows:
         if None in row:
             raise DataError(f"{place} has more cells than the first line: quote what has commas")
     return [(place, {key.strip(): row[key] or "" for key in row}) for place, row in rows]
+
+
+def _named(columns: Iterable[str]) -> str:
+    return ", ".join(name if name.isprintable() else ascii(name) for name in columns)
 
 
 def _text(cell: str, place: str) -> str:

@@ -76,6 +76,13 @@ class Row:
             raise self._wrong_type(column, wanted, value)
         return tuple(self._whole(column, text) for text in value)
 
+    def items(self, column: str) -> list[Any]:
+        """Return a column that must hold a list, of whatever."""
+        value = self.get(column)
+        if not isinstance(value, list):
+            raise self._wrong_type(column, "a list", value)
+        return value
+
     def number(self, column: str) -> float:
         """Return a column that must hold a finite number, which may be written as text."""
         value = self.get(column)

@@ -21,6 +21,7 @@ import rmexp
 from rmexp.errors import DataError
 from rmexp.files import PACKAGE
 from rmexp.scoring.pyfunc import Served
+from rmexp.tracking.registry import register
 from rmexp.tracking.runs import MlflowClient, tracked_run
 
 TURNS = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Who asks?"}]
@@ -45,7 +46,7 @@ def registered(
         run.log_dataset("pairs", "e" * 64, "somewhere", {})
         run.log_metrics({"train/loss": 0.5})
         model_id = run.log_model(CARD, top / "made", {}, {"train/loss": 0.5})
-        run.register("rm", model_id)
+        register(run, "rm", model_id)
     MlflowClient(tracking_uri=uri).set_registered_model_alias("rm", "best", "1")
     return uri, rmexp.score(reward, ASKED, rmexp.Settings(top / "store"))
 

@@ -24,6 +24,7 @@ from rmexp.tracking import connection, pages
 from rmexp.tracking import runs as tracking
 from rmexp.tracking.logged_models import Card
 from rmexp.tracking.models import fetch_model
+from rmexp.tracking.registry import register
 from rmexp.tracking.runs import MlflowClient, Run, Subject, TrackingError, redact, tracked_run
 from rmexp.tracking.system import watched
 
@@ -541,7 +542,7 @@ def test_a_trained_model_is_the_origin_of_its_evaluations(uri, tmp_path):
     """By its weights, wherever these lie, and by each of its addresses."""
     with tracked_run(uri, "tests", "a test", TAGS) as run:
         model_id = made(run, tmp_path / "model", "weights")
-        version = run.register("mine", model_id)
+        version = register(run, "mine", model_id).address
     trained = run.client.get_run(run.run_id)
     (output,) = trained.outputs.model_outputs
     assert (output.model_id, output.step) == (model_id, 7)
@@ -602,7 +603,7 @@ def test_what_cannot_change_is_downloaded_once(uri, tmp_path, monkeypatch):
     for number in range(2):
         with tracked_run(uri, "tests", "a test", TAGS) as run:
             model_id = made(run, tmp_path / "model", str(number))
-            addresses.append(run.register("mine", model_id))
+            addresses.append(register(run, "mine", model_id).address)
     assert addresses == ["models:/mine/1", "models:/mine/2"]
     client, fetched = MlflowClient(tracking_uri=uri), tmp_path / "fetched"
     runs = f"runs:/{run.run_id}/model"
@@ -635,10 +636,10 @@ def test_a_name_behind_a_hundred_others_is_registered_again(uri):
         client.create_registered_model(f"a{number:03}")
     with tracked_run(uri, "tests", "a test", TAGS) as run:
         model = run.use_model(CARD).model_id
-        versions = [run.register("z", model), run.register("z", model)]
+        versions = [register(run, "z", model).address, register(run, "z", model).address]
         assert versions == ["models:/z/1", "models:/z/2"]
         with pytest.raises(TrackingError, match="cannot register the model as a/b"):
-            run.register("a/b", model)
+            register(run, "a/b", model)
 
 
 @pytest.mark.parametrize("name", ["runs:/0123456789abcdef0123456789abcdef/model", "models:/no/1"])

@@ -5,7 +5,7 @@ python train_rm.py model=smollm2 objective=bt data=toy eval_after=[toy]
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ from rmexp.files import CONF
 from rmexp.training.world import rank, together
 
 if TYPE_CHECKING:
+    from rmexp.evaluation.followups import FollowUp
+    from rmexp.evaluation.promotion import Promotion
     from rmexp.scoring.model_reward import ModelReward
     from rmexp.scoring.score import Settings
     from rmexp.tracking.runs import Run
@@ -39,7 +41,9 @@ def train(config: dict[str, Any], out_dir: Path) -> "Callable[[Run | None], str]
     In a process that only helps another one the run is None.
     """
     from rmexp.evaluation import followups
+    from rmexp.evaluation.promotion import promote
     from rmexp.metrics import headline
+    from rmexp.tracking.registry import add_to_page, register
     from rmexp.training.options import check_options, make_trainer
     from rmexp.training.recipe import read_recipe
     from rmexp.training.start import Training
@@ -54,6 +58,7 @@ def train(config: dict[str, Any], out_dir: Path) -> "Callable[[Run | None], str]
     read = partial(_bench, root=config["data_root"])
     follow_ups = followups.read_follow_ups(config["eval_after"], read, build)
     beside = followups.check_beside(config["eval_beside"])
+    promotion, judge = _promotion(config, follow_ups)
     dtype = "bfloat16" if options["precision"] == "bf16-true" else "float32"
     start = _start(config, dtype)
     training = Training(start, objective, source, recipe, build(options), how)
@@ -73,13 +78,36 @@ def train(config: dict[str, Any], out_dir: Path) -> "Callable[[Run | None], str]
                 json.dumps(metrics, indent=1) + "\n", encoding="utf-8"
             )
         if name := config["tracking"]["register"]:
-            print(f"registered as {run.register(name, model_id)}")
+            version = register(run, name, model_id)
+            print(f"registered as {version.address}")
+            add_to_page(run, version, followups.page(follow_ups, metrics, _run_name(config)), {})
+            if promotion and judge:
+                scores = out_dir / "eval" / judge.folder / "scores.jsonl"
+                arguments = (judge.benchmark, scores, config["seed"], run)
+                print(promote(promotion, version, *arguments))
         print(f"\n{run.others()}")
         names = ("val/accuracy", *(one.headline for one in follow_ups))
         shown = filter(None, (headline(metrics, name) for name in names))
         return ", ".join(shown)
 
     return work
+
+
+def _promotion(
+    config: Mapping[str, Any], follow_ups: "Sequence[FollowUp]"
+) -> "tuple[Promotion | None, FollowUp | None]":
+    """Return what gets an alias for what, and the evaluation that decides about it."""
+    from rmexp.evaluation.promotion import check_metric, read_promotion
+
+    judges = {one.folder: one for one in follow_ups}
+    promotion = read_promotion(config["promote"], list(judges))
+    if promotion is None:
+        return None, None
+    if not config["tracking"]["register"]:
+        raise ConfigError("promote needs a version: give tracking.register=NAME as well")
+    judge = judges[promotion.bench]
+    check_metric(promotion, judge.benchmark)
+    return promotion, judge
 
 
 def _log_model(

@@ -166,7 +166,7 @@ def _scored(
     An example that a run dropped as too long is left out, and the note says so.
     """
     examples, others = examples_of(first), examples_of(second)
-    match(_unscored(examples), _unscored(others))
+    match(unscored(examples), unscored(others))
     rewards = [RecordedReward(str(each.scores)) for each in (first, second)]
     (one, two), left_out = lookup_shared(rewards, examples)
     return one, two, left_out_note(first.benchmark.name, left_out, len(examples))
@@ -183,7 +183,8 @@ def examples_of(evaluated: Evaluated) -> tuple[Example, ...]:
     return data.examples
 
 
-def _unscored(examples: Sequence[Example]) -> list[ScoredExample]:
+def unscored(examples: Sequence[Example]) -> list[ScoredExample]:
+    """Return the examples with rewards of 0, for what depends on no reward."""
     return [scored_example(e, [0.0] * len(e.chosen), [0.0] * len(e.rejected)) for e in examples]
 
 

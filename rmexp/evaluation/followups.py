@@ -15,20 +15,22 @@ from rmexp.errors import ConfigError
 from rmexp.evaluation import comparison
 from rmexp.evaluation.gains import Gain
 from rmexp.evaluation.in_run import evaluate_in_run
-from rmexp.metrics import headline
+from rmexp.metrics import headline, partial_name
 from rmexp.scoring.model_reward import ModelReward
 from rmexp.scoring.recorded import RecordedReward, left_out_note, lookup_shared
 from rmexp.scoring.score import Settings
 from rmexp.secrets import mask, redact
 from rmexp.signals import Killed
-from rmexp.tables import plain, unshown
+from rmexp.stats.bounds import interval_text
+from rmexp.tables import markdown, plain, unshown
 from rmexp.tracking.identity import explaining, result_key
-from rmexp.tracking.numbers import whole
+from rmexp.tracking.numbers import parts, whole
 from rmexp.tracking.run_folder import write_status
 from rmexp.tracking.runs import Run, tracked_run
 
 log = logging.getLogger(__name__)
 
+_COLUMNS = ("metric", "value", "95 % interval", "n")
 START, WITHOUT_REFERENCE = "start", "without_reference"  # what can be evaluated beside a model
 
 
@@ -182,6 +184,20 @@ def _found(headlines: Mapping[str, float], follow_ups: Sequence[FollowUp]) -> li
     """Return a line a benchmark: what the trained model reached on it."""
     found = [headline(headlines, wanted.headline) for wanted in follow_ups]
     return [f"- {plain(text)}" for text in found if text] + [""]
+
+
+def page(follow_ups: Sequence[FollowUp], metrics: Mapping[str, float], name: str) -> str:
+    """Return the Markdown of a trained version: numbers of its training, and of what followed."""
+    names = ["train/loss", "val/loss", "val/accuracy", *(each.headline for each in follow_ups)]
+    rows = []
+    for one in names:
+        reported = one if one in metrics else partial_name(one)
+        if reported in metrics:
+            own = parts(metrics, reported)
+            interval = interval_text(own.get("low"), own.get("high")) if "n" in own else ""
+            n = f"{own['n']:,.0f}" if "n" in own else ""
+            rows.append((reported, f"{metrics[reported]:.3f}", interval, n))
+    return "\n".join([f"**{plain(name)}**", "", *markdown(_COLUMNS, rows)])
 
 
 def _compare(

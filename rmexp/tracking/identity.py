@@ -19,6 +19,7 @@ _NO_PART_OF_A_RESULT = {
     "fail_fast",
     "then",
     "objective_metric",
+    "promote",
 }
 
 # What explains no result, besides: it stands in config.yaml alone.

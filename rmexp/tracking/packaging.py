@@ -17,7 +17,6 @@ from rmexp.tracking.logged_models import WEIGHTS
 
 _LOADER = "rmexp.scoring.pyfunc"
 _CODE, _PACKAGES, _PYTHON = "code", "requirements.txt", "python_env.yaml"
-_PROMPT = AnyType()  # a text, or a list of messages  # type: ignore[no-untyped-call]
 
 
 def package(folder: Path, model_id: str, run_id: str) -> None:
@@ -26,8 +25,9 @@ def package(folder: Path, model_id: str, run_id: str) -> None:
     That is the MLmodel with its signature, this package's code, and the versions of what it needs
     here, so that a server without rmexp can make an environment for it.
     """
-    inputs = [ColSpec(_PROMPT, "prompt"), ColSpec(DataType.string, "response")]
-    signature = ModelSignature(Schema(inputs), Schema([ColSpec(DataType.double)]))
+    prompt = AnyType()  # type: ignore[no-untyped-call]  # a text, or a list of messages
+    inputs = Schema([ColSpec(prompt, "prompt"), ColSpec(DataType.string, "response")])
+    signature = ModelSignature(inputs, Schema([ColSpec(DataType.double)]))
     model = Model(run_id=run_id, model_id=model_id, signature=signature)
     # What mlflow.pyfunc.add_to_model writes; to import that warns of MLflow's own types.
     model.add_flavor(

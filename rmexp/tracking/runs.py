@@ -26,7 +26,6 @@ from mlflow.entities import (
 )
 from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import (
     MLFLOW_GIT_COMMIT,
@@ -151,12 +150,12 @@ class Run:
         with FileLock(lock(self.uri)):
             model = None
             if address is not None:
-                model = self._try(logged_models.at, self.client, address)
+                model = self.attempt(logged_models.at, self.client, address)
             if model is None or model.experiment_id != self.experiment_id:
                 arguments = (self.client, self.experiment_id, card)
-                model = self._try(logged_models.find, *arguments)
+                model = self.attempt(logged_models.find, *arguments)
                 if model is None:
-                    model = self._try(logged_models.add_external, *arguments)
+                    model = self.attempt(logged_models.add_external, *arguments)
             self._call(self.client.log_inputs, models=[LoggedModelInput(model.model_id)])
         self.set_tags({MODEL: model.model_id})
         found: LoggedModel = model
@@ -174,16 +173,16 @@ class Run:
         `metrics` are some of the run's that are the model's, too, on the data that the run used.
         """
         arguments = (self.client, self.experiment_id, self.run_id, card, params)
-        model_id: str = self._try(logged_models.add_output, *arguments).model_id
-        self._try(self.client.log_model_artifacts, model_id, str(folder), WEIGHTS)
+        model_id: str = self.attempt(logged_models.add_output, *arguments).model_id
+        self.attempt(self.client.log_model_artifacts, model_id, str(folder), WEIGHTS)
         with TemporaryDirectory() as around:
             package(Path(around), model_id, self.run_id)
-            self._try(self.client.log_model_artifacts, model_id, around)
-        self._try(self.client.finalize_logged_model, model_id, LoggedModelStatus.READY)
-        history = self._try(self.client.get_metric_history, self.run_id, next(iter(metrics)))
+            self.attempt(self.client.log_model_artifacts, model_id, around)
+        self.attempt(self.client.finalize_logged_model, model_id, LoggedModelStatus.READY)
+        history = self.attempt(self.client.get_metric_history, self.run_id, next(iter(metrics)))
         step = max(point.step for point in history)
         self._call(self.client.log_outputs, [LoggedModelOutput(model_id, step)])
-        used = self._try(self.client.get_run, self.run_id).inputs.dataset_inputs[0].dataset
+        used = self.attempt(self.client.get_run, self.run_id).inputs.dataset_inputs[0].dataset
         self.log_metrics(metrics, step, Subject(model_id, used.name, used.digest))
         self.set_tags({MODEL: model_id})
         return model_id
@@ -214,28 +213,6 @@ class Run:
         """Log a file as an artifact."""
         self._call(self.client.log_artifact, str(path))
 
-    def register(self, name: str, model_id: str) -> str:
-        """Register a model under a name, and return its address there.
-
-        Raises TrackingError where the server refuses the name, or has no registry.
-        """
-        try:
-            try:
-                self.client.create_registered_model(name)
-            except MlflowException as error:
-                if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
-                    raise
-            source = self.client.get_logged_model(model_id).artifact_location
-            version = self.client.create_model_version(
-                name, source, self.run_id, {MODEL: model_id}, model_id=model_id
-            )
-        except ERRORS as error:
-            raise TrackingError(
-                f"cannot register the model as {name} ({first_line(error)}): the model is kept in "
-                "the run's folder; give another name as tracking.register"
-            ) from error
-        return f"models:/{name}/{version.version}"
-
     def note(self, markdown: str) -> None:
         """Show a text on the run's page, above those before."""
         self.notes.insert(0, markdown)
@@ -248,7 +225,7 @@ class Run:
         """
         query = f"tags.`{RESULT_KEY}` = '{key}' and attributes.status = 'FINISHED'"
         search = self.client.search_runs
-        for run in self._try(search, [self.experiment_id], query, max_results=1):
+        for run in self.attempt(search, [self.experiment_id], query, max_results=1):
             metrics = recorded_numbers(self.uri, run.info.run_id)
             raise DoneBefore(run.info.run_id, metrics, headline(metrics, name))
 
@@ -285,9 +262,10 @@ class Run:
         return f"models   {models}\nruns     {evaluations}"
 
     def _call(self, function: Any, *args: object, **kwargs: object) -> None:
-        self._try(function, self.run_id, *args, **kwargs)
+        self.attempt(function, self.run_id, *args, **kwargs)
 
-    def _try(self, function: Any, *args: object, **kwargs: object) -> Any:
+    def attempt(self, function: Any, *args: object, **kwargs: object) -> Any:
+        """Call the server; raise TrackingError where it stopped answering."""
         try:
             return function(*args, **kwargs)
         except ERRORS as error:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
+from typing import Any
 
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -23,7 +24,8 @@ def watched(run: Run, on: bool) -> Iterator[None]:
         yield
         return
     logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
-    monitor = SystemMetricsMonitor(run.run_id, tracking_uri=run.uri)
+    make: Any = SystemMetricsMonitor  # which has no types
+    monitor = make(run.run_id, tracking_uri=run.uri)
     monitor.start()
     try:
         yield

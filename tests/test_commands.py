@@ -314,8 +314,9 @@ def test_mlflow_says_what_was_evaluated(good, models):
     assert run.info.run_name == "scalar on toy, n 8"
     assert "rmexp.error" not in tags
     (used,) = run.inputs.dataset_inputs
-    assert used.dataset.name == "toy"
-    assert used.dataset.digest == fingerprint(examples)[:8]
+    digest = fingerprint(examples)
+    assert used.dataset.name == f"toy #{digest[:4]}"
+    assert used.dataset.digest == digest[:8]
     assert json.loads(used.dataset.profile) == {"num_rows": 8}
 
 

@@ -125,6 +125,17 @@ def test_scores_on_different_examples_are_refused_or_asked_for(uri):
         scores(uri, name)
 
 
+def test_a_partial_headline_keeps_its_parts_and_stands_apart_from_whole_ones(uri):
+    numbers = {"rmb/overall/partial": 0.5, "rmb/overall/partial/n": 8}
+    shared = as_headline(numbers, "rmb/overall/partial")
+    assert shared == {"headline/partial": 0.5, "headline/partial/n": 8}
+    tags = {"rmexp.command": "eval_rm", "rmexp.model": "A", "rmexp.bench": "rmb"}
+    with tracked_run(uri, "e", "A", tags | {"rmexp.headline": "rmb/overall/partial"}) as run:
+        run.log_metrics({"rmb/overall/partial": 0.5, **shared})
+    (found,) = evaluations(uri, "e")
+    assert found.metrics == {"rmb/overall/partial": Measured(0.5, 8)}
+
+
 def test_what_a_runs_table_lacks_is_read_from_its_files(uri, tmp_path, monkeypatch):
     """The headline's n and interval are in the table, all others in metrics.json."""
     numbers = {f"toy/{name}{end}": value for name in ("overall", "easy", "math/easy")

@@ -270,7 +270,7 @@ def test_a_data_set_is_linked(uri):
         run.log_dataset("toy", "f" * 64, "http://me:secret@host/toy", {"num_rows": 8})
 
     (used,) = opened(uri, work).inputs.dataset_inputs
-    assert (used.dataset.name, used.dataset.digest) == ("toy", "f" * 8)
+    assert (used.dataset.name, used.dataset.digest) == ("toy #ffff", "f" * 8)
     assert json.loads(used.dataset.profile) == {"num_rows": 8}
     assert json.loads(used.dataset.source) == {"uri": "http://host/toy"}
 
@@ -525,7 +525,7 @@ def test_models_with_the_same_weights_are_one(uri):
     assert model.name == "tiny_model"
     assert model.tags["mlflow.model.isExternal"] == "true"
     assert model.tags.items() >= {"method": "scalar", "size": "1k", "rmexp.weights": "abc"}.items()
-    assert numbers_of(run.client, ids[0])[-1] == ("toy/overall", 0.5, "toy", "fedcfedc")
+    assert numbers_of(run.client, ids[0])[-1] == ("toy/overall", 0.5, "toy #fedc", "fedcfedc")
     with tracked_run(uri, "tests", "a test", TAGS) as run:
         assert run.use_model(replace(CARD, traits={"dtype": "bfloat16"})).model_id != ids[0]
     with tracked_run(uri, "another", "a test", TAGS) as run:
@@ -546,7 +546,7 @@ def test_a_trained_model_is_the_origin_of_its_evaluations(uri, tmp_path):
     trained = run.client.get_run(run.run_id)
     (output,) = trained.outputs.model_outputs
     assert (output.model_id, output.step) == (model_id, 7)
-    assert numbers_of(run.client, model_id) == [("train/loss", 0.5, "pairs", "e" * 8)]
+    assert numbers_of(run.client, model_id) == [("train/loss", 0.5, "pairs #eeee", "e" * 8)]
     model = run.client.get_logged_model(model_id)
     assert (model.source_run_id, model.params) == (run.run_id, {"objective": "bt"})
     other = Card("another reading", {"method": "implicit"}, {})

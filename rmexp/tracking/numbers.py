@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rmexp.files import replace
+from rmexp.metrics import is_partial, partial_name
 
 TABLE = "metrics_table.json"
 HEADLINE = "headline"  # the metric that stands for a run, whatever it measured; it has its parts
@@ -33,9 +34,19 @@ def whole(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def as_headline(metrics: Mapping[str, float], name: str) -> dict[str, float]:
-    """Return a number and its parts under the name that all runs share."""
-    own = {f"{HEADLINE}/{part}": value for part, value in parts(metrics, name).items()}
-    return {HEADLINE: metrics[name], **own}
+    """Return a number and its parts under the name that all runs share, or all partial ones."""
+    shared = shared_name(name)
+    own = {f"{shared}/{part}": value for part, value in parts(metrics, name).items()}
+    return {shared: metrics[name], **own}
+
+
+def shared_name(name: str) -> str:
+    """Return the name under which a run's headline stands beside those of other runs.
+
+    >>> shared_name("rmb/overall"), shared_name("rmb/overall/partial")
+    ('headline', 'headline/partial')
+    """
+    return partial_name(HEADLINE) if is_partial(name) else HEADLINE
 
 
 def write_table(folder: Path, metrics: Mapping[str, float]) -> Path:

@@ -82,7 +82,16 @@ class Subject:
     @classmethod
     def of(cls, model_id: str, name: str, digest: str) -> "Subject":
         """Return a model on the data set with this name and whole digest."""
-        return cls(model_id, name, digest[:_DIGEST_LENGTH])
+        return cls(model_id, data_name(name, digest), digest[:_DIGEST_LENGTH])
+
+
+def data_name(name: str, digest: str) -> str:
+    """Return a data set's name for MLflow, whose page of models tells data sets by that alone.
+
+    >>> data_name("toy", "4623de1c568a2321")
+    'toy #4623'
+    """
+    return f"{name} #{digest[:4]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +141,7 @@ class Run:
         would insert it twice, which its database refuses.
         """
         data = Dataset(
-            name,
+            data_name(name, digest),
             digest[:_DIGEST_LENGTH],
             "local",
             json.dumps({"uri": redact(source)}),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from rmexp.metrics import is_partial, plain_name
 from rmexp.tracking.finished import TrackedRun, finished_runs, recorded_numbers
-from rmexp.tracking.numbers import HEADLINE, is_part, parts
+from rmexp.tracking.numbers import HEADLINE, is_part, parts, shared_name
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,8 @@ def _evaluation(uri: str, run: TrackedRun, metrics: Collection[str] | None) -> E
     numbers = dict(run.metrics)
     headline = run.tags.get(HEADLINE_NAME)
     if headline in numbers:
-        numbers |= {f"{headline}/{part}": n for part, n in parts(numbers, HEADLINE).items()}
+        shared = shared_name(headline)
+        numbers |= {f"{headline}/{part}": n for part, n in parts(numbers, shared).items()}
     if metrics is not None and headline and _lacks(numbers, names, headline):
         numbers |= recorded_numbers(uri, run.run_id)
     measured = {

@@ -14,6 +14,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO, cast
 from urllib.parse import quote, quote_plus, unquote
 
+from rmexp.tables import printable
+
 MASK = "***"
 
 # An address in a text, up to the next one.
@@ -153,10 +155,10 @@ class TerminalFormatter(RedactingFormatter):
     """Leave tracebacks out, too: they are in the log file."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format the record's message alone."""
+        """Format the record's message alone, in which no name moves the cursor."""
         short = copy.copy(record)
         short.exc_info = short.exc_text = short.stack_info = None
-        return super().format(short)
+        return "\n".join(map(printable, super().format(short).split("\n")))
 
 
 class _Redacted:

@@ -36,7 +36,7 @@ def left(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     experiment = "tracking.experiment='../../<script>alert(2)</script>'"
     words = [
         "eval_rm.py", "model=recorded", f"model.path={write_lines(here / 'scores.jsonl', scores)}",
-        "model.name='../../<script>alert(3)</script> =1+1 [red]'", "bench=preference",
+        "model.name='../../<script>alert(3)</script> =1+1 [red] \x1b]0;x\x07'", "bench=preference",
         f"bench.path={write_lines(here / 'pairs.jsonl', rows)}", "bench.subset_column=part",
         f"out_dir={here}/out", f"store_dir={here}/store", uri, experiment,
     ]  # fmt: skip

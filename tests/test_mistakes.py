@@ -84,6 +84,11 @@ def test_a_sweep_that_no_job_can_be_composed_of_is_not_begun(typed):
             "_target_=nowhere.Facts: there is no such",
         ),
         (["eval_rm.py", "bench._target_=null"], "_target_=None: name a class, as the files in"),
+        (
+            ["eval_rm.py", "model=local", "model.path='a\nb\x1b[2J'"],
+            "model.path=a b\\x1b[2J: there",
+        ),
+        (["correlate.py", "scores.group=f"], "rewardbench2_ppo_bon.csv has no column f (it has"),
         (["correlate.py", "policy.base=bt"], "base=bt: rewardbench2_ppo_bon.csv has no such row"),
         (
             ["eval_rm.py", "model.reference=inf"],

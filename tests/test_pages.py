@@ -22,6 +22,9 @@ ROWS = [
 ]
 TOP = Path(__file__).parents[1]
 PAGES = sorted(TOP.glob("docs/*.md"))
+# Whose commands are run, in test_docs.py and below; those of the others are composed.
+RUN = {"evaluate.md", "train.md", "correlate.md", "first_hour.md"}
+COMPOSED = [page for page in PAGES if page.name not in RUN]
 REWARDS = {"1": (1, 0), "2": (0, 1), "3": (2, 0)}
 
 
@@ -39,10 +42,11 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def test_the_pages_have_commands() -> None:
-    assert len([words for page in PAGES for words in commands(page)]) == 40
+    assert len([words for page in COMPOSED for words in commands(page)]) == 10
+    assert {page.name for page in PAGES} > RUN
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", COMPOSED, ids=lambda page: page.stem)
 def test_the_commands_of_the_pages_compose(project_root: Path, page: Path) -> None:
     for name, *words in commands(page):
         settings = [word.strip("'") for word in words if not word.startswith(("-m", "hydra"))]
@@ -99,7 +103,11 @@ def test_the_first_hour_runs_in_its_order(project_root: Path, tmp_path: Path) ->
     typed = re.findall(r"^python (\w+\.py)( .*)?$", page.read_text(), re.MULTILINE)
     assert len(typed) == 7
     for number, (script, line) in enumerate(typed):
-        line = line.replace("limit=8", "limit=2").replace("limit: 8", "limit: 2")
+        line = (
+            line.replace("limit=8", "limit=2")
+            .replace("limit: 8", "limit: 2")
+            .replace("pairs=16", "pairs=8")
+        )
         words = [word.strip("'") for word in re.findall(r"'[^']*'|\S+", line)]
         words += [f"model.path={policy}"] if "model=smollm2" in words else []
         words += (

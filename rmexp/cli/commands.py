@@ -310,6 +310,7 @@ def _say(error: BaseException, out_dir: Path, who: str = "") -> str:
     """Log an error in a line that begins with `who`, and return what it says."""
     reason = secrets.redact(str(error) or type(error).__name__)
     if isinstance(error, RmexpError):
+        reason = tables.printable(reason)  # one line, whatever value it repeats
         log.error("%s%s", who, reason)
     else:
         log.error(

@@ -128,7 +128,7 @@ def read_published(
     other tables' and selects these rows. `base` is the score before, the same for all, or the name
     of the row that has it, which is then no RM. What was not published is left out.
     """
-    lines = _lines(PUBLISHED / file, columns.values())
+    lines = _lines(PUBLISHED / file, [*columns.values(), *filter(None, [group])])
     named = [(_CITATION.sub("", rm.format_map(line)), place, line) for place, line in lines]
     before: dict[str, float | None] = dict.fromkeys(columns.values())
     if isinstance(base, str):

@@ -41,23 +41,25 @@ class WorkProgress:
             )
             self._task = self._bar.add_task(label, total=work, rate=0)
 
-    def advance(self, work: int) -> None:
-        """Count work as done."""
+    def advance(self, work: int, note: str = "") -> None:
+        """Count work as done; a line of the log ends in the note, what the work gave so far."""
         self._done += work
         now = time.monotonic()
         rate = self._done / max(now - self._began, 1e-9)
         if self._bar is not None:
-            self._bar.update(self._task, advance=work, rate=rate)
+            said = f"{self._label}, {note}" if note else self._label
+            self._bar.update(self._task, advance=work, rate=rate, description=said)
         elif self._shown and now >= self._next_line:
             self._next_line = now + _SECONDS_BETWEEN_LINES
             log.info(
-                "%s: %.0f %% of %s %s, %s a second, %s left",
+                "%s: %.0f %% of %s %s, %s a second, %s left%s",
                 self._label,
                 100 * self._done / self._work,
                 f"{self._work:,}",
                 self._unit,
                 f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}",
                 timedelta(seconds=round((self._work - self._done) / rate)),
+                f"; {note}" if note else "",
             )
 
     def __enter__(self) -> Self:

@@ -1,8 +1,11 @@
 """Progress: by work, with the rate and the time left; off a terminal a line now and then."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from rmexp import progress
+from rmexp.training.logger import StepProgress
 
 
 @pytest.fixture
@@ -38,3 +41,26 @@ def test_of_several_side_by_side_one_is_shown(clock, caplog):
         clock[0] += 60
         shown.advance(5)
     assert not caplog.messages
+
+
+def test_a_note_ends_the_line(clock, caplog):
+    caplog.set_level("INFO")
+    with progress.WorkProgress("training", 10, "steps") as shown:
+        clock[0] += 5
+        shown.advance(5, "loss 0.69")
+    assert caplog.messages == ["training: 50 % of 10 steps, 1 a second, 0:00:05 left; loss 0.69"]
+
+
+def test_a_training_counts_its_steps(clock, caplog):
+    """Of a run that goes on those that are left; what ended a step early is counted once."""
+    caplog.set_level("INFO")
+    module = SimpleNamespace(steps=8, history=[{"train/loss": 0.5}])
+    trainer = SimpleNamespace(global_step=4, is_global_zero=True)
+    counted = StepProgress()
+    counted.on_train_start(trainer, module)
+    for step in (4, 5, 5, 6):  # two batches a step
+        clock[0] += 2.5
+        trainer.global_step = step
+        counted.on_train_batch_end(trainer, module)
+    counted.teardown()
+    assert caplog.messages == ["training: 25 % of 4 steps, 0.2 a second, 0:00:15 left; loss 0.5"]

@@ -4,7 +4,6 @@ python train_rm.py model=smollm2 objective=bt data=toy eval_after=[toy]
 """
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -52,7 +51,7 @@ def train(config: dict[str, Any], out_dir: Path) -> "Callable[[Run | None], str]
     how = settings(config)
     recipe = read_recipe(config["recipe"], config["seed"])
     options = check_options(config["trainer"], HydraConfig.get().mode is RunMode.MULTIRUN)
-    options = {"enable_progress_bar": sys.stderr.isatty(), **options}
+    options = {"enable_progress_bar": False, **options}  # training shows its own
     make_trainer(build(options))  # to see before anything is loaded whether it can be
     objective, source = build(config["objective"]), build(config["data"])
     read = partial(_bench, root=config["data_root"])

@@ -12,7 +12,7 @@ from rmexp.errors import ConfigError, no_room
 from rmexp.models.memory import enough_memory
 from rmexp.tracking.runs import Run
 from rmexp.training.batches import Batches
-from rmexp.training.logger import RunLogger
+from rmexp.training.logger import RunLogger, StepProgress
 from rmexp.training.module import PreferenceModule
 from rmexp.training.options import make_trainer
 from rmexp.training.processes import watch_processes
@@ -40,7 +40,7 @@ def open_trainer(
     make: Callable[..., Trainer], recipe: Recipe, folder: Path, run: Run | None
 ) -> Trainer:
     """Make the trainer with its checkpoints: the best one, and the last of steps and epochs."""
-    callbacks: list[Callback] = []
+    callbacks: list[Callback] = [StepProgress()]
     if recipe.val_share:
         callbacks.append(
             ModelCheckpoint(

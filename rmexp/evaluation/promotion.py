@@ -7,16 +7,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from filelock import FileLock
 
 from rmexp import tables
 from rmexp.benchmarks import Benchmark
 from rmexp.errors import ConfigError
 from rmexp.evaluation.compare import unscored
 from rmexp.schema import Example, fingerprint
-from rmexp.scoring.recorded import RecordedReward, lookup_shared
+from rmexp.scoring.recorded import RecordedReward, left_out_note, lookup_shared
 from rmexp.stats.bounds import interval_text
 from rmexp.stats.paired import Difference, differences
 from rmexp.tracking import registry
+from rmexp.tracking.connection import lock
 from rmexp.tracking.finished import fetch_files
 from rmexp.tracking.registry import Version
 from rmexp.tracking.runs import Run
@@ -95,8 +97,21 @@ def promote(
 
     `scores` are those of the version. It is surely better where the 95 % interval of the paired
     difference (see `stats.paired`) lies above `min_gain`. Where nobody holds the alias it gets it.
-    What was found stands on the version's page.
+    What was found stands on the version's page. One promotion of this machine goes on at a time, so
+    that each is compared with what holds the alias when it gets it.
     """
+    with FileLock(lock(run.uri)):
+        return _promote(promotion, version, benchmark, scores, seed, run)
+
+
+def _promote(
+    promotion: Promotion,
+    version: Version,
+    benchmark: Benchmark,
+    scores: Path,
+    seed: int,
+    run: Run,
+) -> str:
     data = benchmark.load()
     before = registry.holder(run, version.name, promotion.alias)
     digest = fingerprint(data.examples)
@@ -142,7 +157,7 @@ def _against(
     with TemporaryDirectory() as folder:
         fetch_files(run.uri, evaluated.run_id, ["scores.jsonl"], Path(folder))
         files = [RecordedReward(str(path)) for path in (scores, Path(folder) / "scores.jsonl")]
-        (ours, theirs), _ = lookup_shared(files, examples)
+        (ours, theirs), left_out = lookup_shared(files, examples)
     rng = np.random.default_rng(seed)
     measured = differences(ours, theirs, benchmark.metrics, rng)
     found = next((each for each in measured if each.name == promotion.metric), None)
@@ -153,6 +168,8 @@ def _against(
         f"difference of {found.value:+z.3f} ({interval_text(found.low, found.high, '+z.3f')}), n "
         f"{found.n:,}"
     )
+    if left_out:
+        gain += f" ({left_out_note(benchmark.name, left_out, len(examples))})"
     if found.low is not None and found.low > promotion.min_gain:
         return Outcome(True, gain, found)
     wanted = f"the interval must lie above {promotion.min_gain:g}"

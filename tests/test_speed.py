@@ -17,6 +17,7 @@ import gpu
 from contenders import from_json, to_json
 from growth import draw, examples, linear, points
 from sample import Line, faster, padded_tokens, peer_order, share_of_rate, table, whole_prompts
+from startup import TYPED, first_line
 
 from rmexp.schema import Example, Message
 
@@ -271,3 +272,8 @@ def test_the_table_of_memory_is_computed(project_root: Path) -> None:
         states, activations = memory(f"llama-{size.lower()}", how)
         expected = [f"{n:.1f}" for n in (states, activations, states + activations)]
         assert numbers == expected, (size, how, expected)
+
+
+def test_the_time_to_a_commands_first_line_is_measured() -> None:
+    assert all(seconds > 0 for seconds in first_line("correlate.py polcy=none"))
+    assert len({words.split()[0] for words in TYPED}) == 3

@@ -18,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import random
 
+import startup
 from contenders import BATCH, LENGTH, to_json
 from growth import draw, examples, linear, points
 from sample import Line, faster, padded_tokens, peer_order, share_of_rate, table, whole_prompts
@@ -31,7 +32,7 @@ from rmexp.scoring.rewards import open_reward
 
 TOKENS = {"float32": 60_000, "bfloat16": 150_000}  # of the peers, in all of the scoring
 _RMB_SHARE = 2 / 3  # of them; the rest is RM-Bench's
-_PARTS = ("rmb", "rmbench", "bt", "dpo", "growth")
+_PARTS = ("startup", "rmb", "rmbench", "bt", "dpo", "growth")
 _COMPARED = 3  # examples whose scores are compared with transformers alone
 
 
@@ -161,6 +162,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=_PARTS, choices=_PARTS)
     parser.add_argument("--figure", type=Path, help="where to draw how the cost grows")
     options = parser.parse_args()
+    if "startup" in options.only:
+        print("\n".join(startup.rows(options.rounds)), end="\n\n")
+    if set(options.only) == {"startup"}:
+        return
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
         lines = list(measure(bench))

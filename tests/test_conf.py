@@ -34,6 +34,7 @@ MANDATORY = {
     ("model", "pairwise"): {"path", "chat_template"},
     ("model", "mlflow"): {"uri"},
     ("model", "recorded"): {"path"},
+    ("model", "served"): {"path", "url"},
     ("bench", "preference"): {"path"},
     ("bench", "teacher"): {"path"},
     ("scores", "table"): {"path"},
@@ -49,7 +50,7 @@ def composed(*overrides: str, command: str = "eval_rm"):
 
 def test_every_file_is_a_case():
     assert len(CASES) == sum(len(list((CONF / group).glob("*.yaml"))) for group in GROUPS)
-    assert len([group for group, _ in CASES if group == "model"]) == 58
+    assert len([group for group, _ in CASES if group == "model"]) == 59
     assert len([group for group, _ in CASES if group == "bench"]) >= 5
     assert len([group for group, _ in CASES if group == "scores"]) == 9
     assert len([group for group, _ in CASES if group == "policy"]) == 8

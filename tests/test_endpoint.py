@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from chat_stub import by_length, shown
 
+from rmexp import client
 from rmexp.errors import ConfigError, ScoreError
-from rmexp.judges import endpoint
 from rmexp.judges.endpoint import Endpoint
 from rmexp.judges.engine import TOO_LONG, Answer, Question, Sampling
 from rmexp.scoring.score import Settings
@@ -131,7 +131,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for milliseconds between tries, and through no proxy."""
-    monkeypatch.setattr(endpoint, "_FIRST_WAIT", 0.005)
+    monkeypatch.setattr(client, "_FIRST_WAIT", 0.005)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 

@@ -10,6 +10,7 @@ from scored_rows import write_lines
 from test_commands import Command, break_once, command, command_in, models  # noqa: F401
 
 from rmexp import secrets
+from rmexp.client import Client
 from rmexp.errors import ConfigError
 from rmexp.evaluation import evaluate
 from rmexp.judges.endpoint import Endpoint
@@ -137,8 +138,9 @@ def test_a_key_is_the_name_of_a_variable(key, fine, monkeypatch):
 
 
 def test_an_endpoints_query_stays_at_the_addresss_end():
-    endpoint = Endpoint("http://127.0.0.1:9/v1/?api-key=abc", "m")
-    assert endpoint._url == "http://127.0.0.1:9/v1/chat/completions?api-key=abc"
+    client = Client("http://127.0.0.1:9/v1/?api-key=abc", "m", "the settings")
+    expected = "http://127.0.0.1:9/v1/chat/completions?api-key=abc"
+    assert client.address("/chat/completions") == expected
     extra = {"api_key": TOKEN, "top_k": 1}
     made = Endpoint("http://127.0.0.1:9/v1", "m", extra=extra).identity(Path())
     assert made["extra"] == {"api_key": "***", "top_k": 1}

@@ -17,7 +17,8 @@ from rmexp.files import CONF, PUBLISHED
 from rmexp.outside import read_yaml
 
 MODELS = CONF / "model"
-NOT_MODELS = ("ensemble", "judge", "local", "mlflow", "pairwise", "recorded")  # ways to give one
+# Ways to give one.
+NOT_MODELS = ("ensemble", "judge", "local", "mlflow", "pairwise", "recorded", "served")
 _SIZE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[BM]\b")
 
 

@@ -114,6 +114,22 @@ class Chat:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
+    def text(self, prompt: Sequence[Message], response: str, encoded: Encoded) -> str:
+        """Return the text of an encoded conversation, for those who make the tokens again.
+
+        A BOS that the tokenizer writes by itself is left out.
+        """
+        if encoded.truncated:
+            text: str = self.tokenizer.decode(list(encoded.ids), skip_special_tokens=False)
+        else:
+            (text,) = self._texts([(*prompt, Message("assistant", response))])
+        bos = self.tokenizer.bos_token
+        if bos and text.startswith(bos):
+            made: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
+            if made[:2] == [self.tokenizer.bos_token_id] * 2:
+                return text.removeprefix(bos)
+        return text
+
     def check(self) -> None:
         """Raise ConfigError for a template that fails whatever the conversation.
 

@@ -26,7 +26,7 @@ from rmexp.outside import known, read_json
 
 EMBEDDED = "embedded"
 ADAPTER_CONFIG = "adapter_config.json"
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+_HUB_TEXTS = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]  # tokenizer, template, config
 _NOT_READ = ["consolidated*", "original/*"]  # the same weights once more, in another layout
 _BESIDE_WEIGHTS = (
     "[!.]*.json",
@@ -208,7 +208,19 @@ def find_checkpoint(
     return _check(found)
 
 
-def _find(path: str, revision: str | None, trust_remote_code: bool) -> Checkpoint:
+def find_tokenizer(path: str, revision: str | None = None) -> Checkpoint:
+    """Return the checkpoint whose tokenizer and template are wanted; its weights may be elsewhere.
+
+    Raises ConfigError for a folder that is missing, and a name that the hub does not serve.
+    """
+    if path == EMBEDDED:
+        return find_checkpoint(path)
+    return _find(path, revision, trust_remote_code=False, weights=False)
+
+
+def _find(
+    path: str, revision: str | None, trust_remote_code: bool, weights: bool = True
+) -> Checkpoint:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return Checkpoint(folder.resolve(), path, revision, trust_remote_code)
@@ -218,7 +230,7 @@ def _find(path: str, revision: str | None, trust_remote_code: bool) -> Checkpoin
         raise ConfigError(
             f"{path} runs its own code: pin the commit that you have read, model.revision=<40 hex>"
         )
-    return _download(path, revision, trust_remote_code)
+    return _download(path, revision, trust_remote_code, weights)
 
 
 def _on_its_base(found: Checkpoint, base: str | None) -> Checkpoint:
@@ -257,16 +269,18 @@ def _on_its_base(found: Checkpoint, base: str | None) -> Checkpoint:
     return _check(replace(found, folder=under.folder, adapter=folder))
 
 
-def _download(name: str, revision: str | None, trust_remote_code: bool) -> Checkpoint:
+def _download(
+    name: str, revision: str | None, trust_remote_code: bool, weights: bool
+) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    code = ["*.py"] if trust_remote_code else []
+    more = ["*.safetensors"] * weights + ["*.py"] * trust_remote_code
     try:
         folder = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=_HUB_FILES + code,
+            allow_patterns=_HUB_TEXTS + more,
             ignore_patterns=_NOT_READ,
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

@@ -29,7 +29,7 @@ Conversation = tuple[tuple[Message, ...], str]  # a prompt and a response
 
 
 @dataclass(slots=True)
-class _Seen:
+class Seen:
     """What happened on the way to the rewards."""
 
     cached: int = 0
@@ -106,7 +106,7 @@ class ModelReward(ABC):
         such rows out; ScoreError for more non-finite rewards than allowed, or if no example is
         left.
         """
-        seen, examples = _Seen(), data.examples
+        seen, examples = Seen(), data.examples
         unique = dict.fromkeys((e.prompt, response) for e in examples for response in e.responses)
         encoded = _encode_and_load(self, list(unique), settings, seen)
         bad_rows: tuple[str, ...] = ()
@@ -117,23 +117,37 @@ class ModelReward(ABC):
         rows, pad = list(encoded.values()), self.chat.tokenizer.pad_token_id
         columns = [_column(column, rows, settings, pad, seen) for column in self.columns]
         rewards = dict(zip(encoded, self.rewards(columns, rows).tolist(), strict=True))
-        scored = [
-            scored_example(
-                example,
-                (rewards[example.prompt, text] for text in example.chosen),
-                (rewards[example.prompt, text] for text in example.rejected),
-            )
-            for example in examples
-            if all((example.prompt, text) in rewards for text in example.responses)
-        ]
-        if not scored:
-            bad = f", {len(bad_rows)} are bad rows ({bad_rows[0]})" if bad_rows else ""
-            advice = "raise model.max_length"
-            if bad and not seen.dropped:
-                advice = "give another template as model.chat_template"
-            raise ScoreError(f"no example is left to score{bad}: {advice}")
-        counts = seen.counts() | count(examples, scored, settings)
-        return Scoring(scored, counts, seen.first_example, bad_rows)
+        return finish(data, rewards, settings, seen, bad_rows)
+
+
+def finish(
+    data: Dataset,
+    rewards: Mapping[Conversation, float],
+    settings: Settings,
+    seen: Seen,
+    bad_rows: tuple[str, ...] = (),
+) -> Scoring:
+    """Return the scoring of the examples whose responses all have rewards.
+
+    Raises ScoreError for more non-finite rewards than allowed, or if no example is left.
+    """
+    scored = [
+        scored_example(
+            example,
+            (rewards[example.prompt, text] for text in example.chosen),
+            (rewards[example.prompt, text] for text in example.rejected),
+        )
+        for example in data.examples
+        if all((example.prompt, text) in rewards for text in example.responses)
+    ]
+    if not scored:
+        bad = f", {len(bad_rows)} are bad rows ({bad_rows[0]})" if bad_rows else ""
+        advice = "raise model.max_length"
+        if bad and not seen.dropped:
+            advice = "give another template as model.chat_template"
+        raise ScoreError(f"no example is left to score{bad}: {advice}")
+    counts = seen.counts() | count(data.examples, scored, settings)
+    return Scoring(scored, counts, seen.first_example, bad_rows)
 
 
 def _placed(
@@ -154,32 +168,33 @@ def _placed(
 
 
 def _encode_and_load(
-    reward: ModelReward, conversations: Sequence[Conversation], settings: Settings, seen: _Seen
+    reward: ModelReward, conversations: Sequence[Conversation], settings: Settings, seen: Seen
 ) -> dict[Conversation, Encoded]:
     """Encode while the weights are loaded, which are needed if the first response has no value."""
     column, chat = reward.columns[0], reward.chat
     (first,) = chat.encode(conversations[:1], settings.on_overlength)
     with ThreadPoolExecutor(max_workers=1) as beside:
-        encoding = beside.submit(_encode, reward, conversations, settings, seen)
+        encoding = beside.submit(encode, chat, conversations, settings, seen)
         if settings.devices == 1 and first is not None:
             with ScoreStore(settings.store_dir, column.identity(settings.store_dir)) as store:
                 needed = _key(column, first) not in store.read() and not store.is_claimed()
             if needed:
                 seen.loaded = load(column, chat.tokenizer.pad_token_id)
-        return encoding.result()
+        encoded = encoding.result()
+    check_vocabulary(reward, list(encoded.values()))
+    return encoded
 
 
-def _encode(
-    reward: ModelReward, conversations: Sequence[Conversation], settings: Settings, seen: _Seen
+def encode(
+    chat: Chat, conversations: Sequence[Conversation], settings: Settings, seen: Seen
 ) -> dict[Conversation, Encoded]:
     """Return the conversations' tokens, without those dropped as too long; count these."""
-    encoded = reward.chat.encode(conversations, settings.on_overlength)
+    encoded = chat.encode(conversations, settings.on_overlength)
     kept = {
         conversation: row
         for conversation, row in zip(conversations, encoded, strict=True)
         if row is not None
     }
-    check_vocabulary(reward, list(kept.values()))
     seen.truncated = sum(row.truncated for row in kept.values())
     seen.dropped = len(conversations) - len(kept)
     if seen.truncated or seen.dropped:
@@ -187,10 +202,10 @@ def _encode(
             "%d responses were cut on the left and %d dropped: longer than %d tokens",
             seen.truncated,
             seen.dropped,
-            reward.chat.max_length,
+            chat.max_length,
         )
     if kept:
-        seen.first_example = _as_seen(reward, next(iter(kept.values())))
+        seen.first_example = _as_seen(chat, next(iter(kept.values())))
     return kept
 
 
@@ -212,11 +227,11 @@ def column_values(
     column: Column, rows: Sequence[Encoded], settings: Settings, pad: int | None
 ) -> Values:
     """Return the column's values `(responses,)`, computing and storing those that are new."""
-    return _column(column, rows, settings, pad, _Seen())
+    return _column(column, rows, settings, pad, Seen())
 
 
 def _column(
-    column: Column, rows: Sequence[Encoded], settings: Settings, pad: int | None, seen: _Seen
+    column: Column, rows: Sequence[Encoded], settings: Settings, pad: int | None, seen: Seen
 ) -> Values:
     """Return the column's values, and add to `seen` what was computed."""
     keys = [_key(column, row) for row in rows]
@@ -242,8 +257,8 @@ def _key(column: Column, row: Encoded) -> str:
     return response_key(row.ids, (row.start, row.end) if column.quantity == "logps" else None)
 
 
-def _as_seen(reward: ModelReward, row: Encoded) -> str:
-    decode = reward.chat.tokenizer.decode
+def _as_seen(chat: Chat, row: Encoded) -> str:
+    decode = chat.tokenizer.decode
     ids = list(row.ids)
     cut = ", cut on the left" if row.truncated else ""
     if not row.placed:

@@ -7,7 +7,6 @@ column is what is expensive, and what the store keeps: policies with one referen
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,14 +16,13 @@ from rmexp.errors import ConfigError
 from rmexp.models.chat import TODAY, Chat, Encoded, check_same_tokens
 from rmexp.models.checkpoints import Checkpoint, find_checkpoint
 from rmexp.models.reward_settings import RewardSettings, is_beta
-from rmexp.outside import known, read_json
+from rmexp.models.tokenizers import check_max_length, load_tokenizer, template_text, token_limit
 from rmexp.scoring.columns import Column, Values
 from rmexp.scoring.model_reward import ModelReward
 
 _FLASH = "flash_attention_2"
 DTYPES = ("float32", "bfloat16", "float16")
 
-_MEND = "get the model folder again"
 # Tells tokenizers apart before any data are read.
 _SAMPLE = "What is 17 + 25? Die Antwort ist 42, def f(x):\n    return x"
 
@@ -129,8 +127,7 @@ def open_reward(
         raise ConfigError(f"model.reader={reader}: use auto, scalar or implicit")
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"model.dtype={dtype}: use one of {', '.join(DTYPES)}")
-    if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
-        raise ConfigError(f"model.max_length={max_length}: give a positive number of tokens")
+    check_max_length(max_length)
     if device_map is not None and device != "auto":
         raise ConfigError(
             f"model.device={device} with model.device_map={device_map}: give one of the two, a "
@@ -148,9 +145,9 @@ def open_reward(
     checkpoint = find_checkpoint(path, revision, trust_remote_code, base)
     trained = checkpoint.rmexp()
     reader = _reader(checkpoint, trained) if reader == "auto" else reader
-    tokenizer = _tokenizer(checkpoint)
-    length = max_length or _max_length(checkpoint, tokenizer)
-    template = _template(chat_template, tokenizer)
+    tokenizer = load_tokenizer(checkpoint)
+    length = max_length or token_limit(checkpoint, tokenizer)
+    template = template_text(chat_template, tokenizer)
     chat = Chat(tokenizer, length, template, date)
     chat.check()
     name = name or checkpoint.name
@@ -175,7 +172,7 @@ def open_reward(
         reference = trained.reference
     if reference and reference.get("path"):
         source = find_checkpoint(str(reference["path"]), reference.get("revision"), trusted)
-        other = _tokenizer(source)
+        other = load_tokenizer(source)
         if not _same_tokenizer(tokenizer, other):
             made: Any = tokenizer([_SAMPLE], add_special_tokens=False)
             check_same_tokens([_SAMPLE], made["input_ids"], other)
@@ -239,60 +236,6 @@ def _default_dtype(checkpoint: Checkpoint, device: str) -> str:
     config = checkpoint.config
     own = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     return "float32" if device == "cpu" or own not in DTYPES else own
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Any:
-    """Load the tokenizer, an adapter's own if it has one."""
-    folder = checkpoint.folder
-    if checkpoint.adapter is not None and (checkpoint.adapter / "tokenizer_config.json").exists():
-        folder = checkpoint.adapter
-    from transformers import AutoTokenizer
-
-    from rmexp.models.loading import LIBRARY_ERRORS, reason
-
-    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
-        if (path := folder / name).exists():
-            limit = read_json(path, _MEND).get("model_max_length")
-            known({"model_max_length": limit}, {"model_max_length": float | None}, str(path))
-            if limit is not None and limit < 1:
-                raise ConfigError(f"{path} has model_max_length: {limit}, it must be above 0")
-    try:
-        return AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=checkpoint.trust_remote_code, local_files_only=True
-        )
-    except LIBRARY_ERRORS as error:
-        said = reason(error)
-    except Exception as error:  # the tokenizers library has no class of its own
-        if type(error) is not Exception:
-            raise
-        said = str(error)
-    if (path := folder / "tokenizer.json").exists():
-        read_json(path, _MEND)  # says it better, and takes too long to be asked first
-    raise ConfigError(
-        f"{folder} has no tokenizer that loads ({said}): get tokenizer.json, "
-        "tokenizer_config.json and config.json of the model again"
-    )
-
-
-def _max_length(checkpoint: Checkpoint, tokenizer: Any) -> int:
-    """Return the smaller of the positions that the model has and the tokenizer's own limit."""
-    own = int(tokenizer.model_max_length)
-    positions = checkpoint.max_length
-    return own if positions is None else min(own, positions)
-
-
-def _template(chat_template: str | None, tokenizer: Any) -> str | None:
-    """Return a template's text or its name in the tokenizer, or what the file it names holds."""
-    several = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
-    if chat_template is None or "{" in chat_template or chat_template in several:
-        return chat_template
-    try:
-        return Path(chat_template).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        own = f"; the tokenizer's own are {', '.join(several)}" if several else ""
-        raise ConfigError(
-            f"model.chat_template={chat_template}: cannot read it ({error}){own}"
-        ) from error
 
 
 def _same_tokenizer(one: Any, other: Any) -> bool:

@@ -7,9 +7,11 @@ import logging
 import math
 import os
 import random
+import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 import httpx2
@@ -140,7 +142,8 @@ class Client:
             headers["Authorization"] = f"Bearer {self._key}"
         limits = httpx2.Limits(max_connections=self.concurrency)
         waiting = iter(enumerate(calls))
-        async with httpx2.AsyncClient(headers=headers, limits=limits, timeout=None) as client:
+        options: dict[str, Any] = {"limits": limits, "timeout": None, "verify": _certificates()}
+        async with httpx2.AsyncClient(headers=headers, **options) as client:
 
             async def work() -> None:
                 for at, call in waiting:  # shared: each call is taken once
@@ -213,6 +216,12 @@ class Client:
         if self._key:
             text = text.replace(self._key, "(key)")  # however short it is
         return redact(" ".join(text.split()))[:_SHOWN]
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Return the authorities that are trusted, which take a while to read."""
+    return httpx2.create_ssl_context()
 
 
 def _retry_after(response: httpx2.Response) -> float | None:

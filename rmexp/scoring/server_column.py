@@ -75,8 +75,9 @@ class ServerColumn:
         self.protocol.begin(self.client, rows[names[0]])
         self._check_stored(stored[:_CHECKED])
         raw = any(not _squeezed(reward) for _, reward in stored)
-        probed = sorted(names, key=lambda name: len(rows[name].ids))[:_PROBED]
-        raw = self._probe([rows[name] for name in probed]) or raw or self._bounded
+        shortest = sorted(rows.values(), key=lambda row: len(row.ids))[:_PROBED]
+        first, shown = self._probe(shortest)
+        raw = raw or shown or self._bounded
         rng = np.random.default_rng(seed)
         values: dict[str, float] = {}
         held: dict[str, float] = {}
@@ -87,7 +88,7 @@ class ServerColumn:
             nonlocal raw
             chosen = rng.choice(len(made), min(_CHECKED, len(made)), replace=False)
             some = [list(made)[at] for at in chosen]
-            delta = self._verify([(rows[name], made[name]) for name in some])
+            delta = self._verify([first, *((rows[name], made[name]) for name in some)])
             work.max_delta = float(np.fmax(work.max_delta, delta))
             values.update(made)
             held.update(made)
@@ -107,7 +108,7 @@ class ServerColumn:
                 settle(self._round(part, rows, progress, settle))
                 took = max(time.monotonic() - started, 1e-3)
                 count = max(self.client.concurrency, min(2 * count, int(count * _ROUND / took)))
-        if held:
+        if any(map(math.isfinite, held.values())):
             switched = ", with its activation and without" if self.protocol.switch else ""
             raise ScoreError(
                 f"all {len(held)} rewards of {self.name} lie between 0 and 1{switched}, as a "
@@ -152,35 +153,32 @@ class ServerColumn:
                 f"give model.max_length={limit}, or serve it with more"
             )
 
-    def _probe(self, rows: Sequence[Asked]) -> bool:
-        """Ask for a few responses in both orders; return whether their rewards are seen to be raw.
+    def _probe(self, rows: Sequence[Asked]) -> tuple[tuple[Asked, float], bool]:
+        """Ask for a few responses in both orders; return one, and if all are seen to be raw.
 
         They are if one lies outside of [0, 1], or differs from what the activation makes of it.
         """
         there = self.client.ask_one(self.protocol.call(rows))
         back = self.client.ask_one(self.protocol.call(rows[::-1]))[::-1]
-        for first, second in zip(there, back, strict=True):
-            if _delta(first, second) > _TOLERANCE:
+        for one, other in zip(there, back, strict=True):
+            if _delta(one, other) > _TOLERANCE:
                 raise ScoreError(
-                    f"{self.name} gives a response {first:g} or {second:g}, by the order in which "
+                    f"{self.name} gives a response {one:g} or {other:g}, by the order in which "
                     "several are asked for: ask for one at a time, model.endpoint.batch=1"
                 )
-        if not all(map(_squeezed, there)):
-            return True
-        if not self.protocol.switch:
-            return False
-        activated = self.client.ask_one(self.protocol.call(rows, activation=True))
-        return any(
-            abs(one - other) > _ACTIVATED for one, other in zip(there, activated, strict=True)
-        )
+        raw = not all(map(_squeezed, there))
+        if not raw and self.protocol.switch:
+            activated = self.client.ask_one(self.protocol.call(rows, activation=True))
+            pairs = zip(there, activated, strict=True)
+            raw = any(abs(one - other) > _ACTIVATED for one, other in pairs)
+        return (rows[0], there[0]), raw
 
     def _check_stored(self, stored: Sequence[tuple[Asked, float]]) -> None:
         """Raise ScoreError where the server does not give a reward that the store has of it."""
-        for row, reward in stored:
-            (again,) = self.client.ask_one(self.protocol.call([row]))
-            if _delta(reward, again) > _TOLERANCE:
+        for (_, reward), alone in zip(stored, self._alone(stored), strict=True):
+            if _delta(reward, alone) > _TOLERANCE:
                 raise ScoreError(
-                    f"{self.name} gives {again:g} to a response to which it gave {reward:g} in an "
+                    f"{self.name} gives {alone:g} to a response to which it gave {reward:g} in an "
                     "earlier run: another model is served under the same name; give another "
                     "store_dir, or serve the one of then"
                 )
@@ -198,8 +196,7 @@ class ServerColumn:
                 "verified"
             )
         delta = math.nan
-        for row, reward in some:
-            (alone,) = self.client.ask_one(self.protocol.call([row]))
+        for (_, reward), alone in zip(some, self._alone(some), strict=True):
             if _delta(reward, alone) > _TOLERANCE:
                 raise ScoreError(
                     f"{self.name} gives {alone:g} to a response to which it gave {reward:g} in "
@@ -209,6 +206,13 @@ class ServerColumn:
                 )
             delta = float(np.fmax(delta, abs(reward - alone)))
         return delta
+
+    def _alone(self, some: Sequence[tuple[Asked, float]]) -> list[float]:
+        """Return the rewards of responses that are asked for again, each in its own request."""
+        found: dict[int, float] = {}
+        calls = [self.protocol.call([row]) for row, _ in some]
+        self.client.ask(calls, lambda at, rewards: found.update({at: rewards[0]}))
+        return [found[at] for at in range(len(some))]
 
 
 def _squeezed(reward: float) -> bool:

@@ -29,8 +29,8 @@ models: ## Print the catalogue of models with their published scores
 
 demo: model ## Train the embedded model by BT and DPO, and compare them with it (some minutes)
 	@$(BIN)/python train_rm.py experiment=demo
-	@echo "To see the run: make ui"
-	@echo "which is: $(BIN)/mlflow ui --backend-store-uri '$(STORE)' --host 127.0.0.1"
+	@$(BIN)/python -m rmexp.tracking.pages '$(STORE)'
+	@echo "make ui   # opens these pages: the models, side by side, are the first"
 
 leaderboard: ## Write the evaluations of an experiment as one page (EXPERIMENT=NAME)
 	@$(READY)

@@ -63,7 +63,7 @@ class RunLogger(Logger):
         """Do nothing: the command logs its whole config."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics by how many steps are done; a step's own come while it is not counted yet."""
+        """Log metrics by how many steps are done; Lightning does not count a step's own yet."""
         kept = {name: value for name, value in metrics.items() if name != "epoch"}
         done = (step or 0) + ("train/loss" in kept)
         self._run.log_metrics(kept, done)

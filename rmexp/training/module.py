@@ -193,7 +193,10 @@ class PreferenceModule(LightningModule):
         if self.trainer.sanity_checking:  # a few batches, before any training
             return
         self.validation = means("val", sums)
-        self.log_dict(self.validation, sync_dist=True)  # equal on all devices already
+        # Equal on all devices already; Lightning would log it by the step before.
+        self.log_dict(self.validation, sync_dist=True, logger=False)
+        for logger in self.loggers:
+            logger.log_metrics(self.validation, self.trainer.global_step)
         self.history.append({"step": float(self.trainer.global_step), **self.validation})
         self._began = time.monotonic()
 

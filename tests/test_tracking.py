@@ -638,6 +638,8 @@ def test_a_name_behind_a_hundred_others_is_registered_again(uri):
         model = run.use_model(CARD).model_id
         versions = [register(run, "z", model).address, register(run, "z", model).address]
         assert versions == ["models:/z/1", "models:/z/2"]
+        shown = run.client.get_logged_model(model).tags["mlflow.modelVersions"]
+        assert json.loads(shown) == [{"name": "z", "version": number} for number in "12"]
         with pytest.raises(TrackingError, match="cannot register the model as a/b"):
             register(run, "a/b", model)
 

@@ -1,5 +1,6 @@
 """MLflow's registry: versions of a model, their pages, and the alias that one of them holds."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from rmexp.errors import ConfigError
 from rmexp.secrets import redact
@@ -46,10 +48,14 @@ def register(run: Run, name: str, model_id: str) -> Version:
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
-        source = client.get_logged_model(model_id).artifact_location
+        model = client.get_logged_model(model_id)
         made = client.create_model_version(
-            name, source, run.run_id, {MODEL: model_id}, model_id=model_id
+            name, model.artifact_location, run.run_id, {MODEL: model_id}, model_id=model_id
         )
+        # The Models page and the model's own show its versions by this tag.
+        versions = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+        versions.append({"name": name, "version": str(made.version)})
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(versions)})
     except ERRORS as error:
         raise TrackingError(
             f"cannot register the model as {name} ({first_line(error)}): the model is kept in "

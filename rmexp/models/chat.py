@@ -120,7 +120,7 @@ class Chat:
         A BOS that the tokenizer writes by itself is left out.
         """
         if encoded.truncated:
-            text: str = self.tokenizer.decode(list(encoded.ids), skip_special_tokens=False)
+            text = str(self.tokenizer.decode(list(encoded.ids), skip_special_tokens=False))
         else:
             (text,) = self._texts([(*prompt, Message("assistant", response))])
         bos = self.tokenizer.bos_token

@@ -503,6 +503,10 @@ def test_the_loop(
         return
     assert left["reader"] == "scalar"
     check_pad_token(out / "model")
+    config = read_json(out / "model" / "config.json")  # what vLLM finds the head by
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert config["pad_token_id"] is not None
+    assert len(config["id2label"]) == 1
     words = ["model=mlflow", "model.uri=models:/tiny/1", *places("registered")[2:]]
     words += ["bench=preference", f"bench.path={val}"]
     done = run_script(project_root, ["eval_rm.py", *words])

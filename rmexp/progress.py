@@ -58,7 +58,7 @@ class WorkProgress:
                 f"{self._work:,}",
                 self._unit,
                 f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}",
-                timedelta(seconds=round((self._work - self._done) / rate)),
+                timedelta(seconds=round((self._work - self._done) / rate)) if rate else "much",
                 f"; {note}" if note else "",
             )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from running import Ended, run_apart, run_script
 
-SCRIPTS = ("eval_rm.py", "train_rm.py", "correlate.py", "leaderboard.py")
+SCRIPTS = ("eval_rm.py", "train_rm.py", "score_rm.py", "correlate.py", "leaderboard.py")
 # What takes seconds to import.
 HEAVY = {"torch", "lightning", "mlflow", "transformers", "datasets"}
 
@@ -160,6 +160,7 @@ def test_help_says_what_a_command_is_for_and_its_own_groups(project_root: Path, 
     groups = {
         "eval_rm.py": {"model", "bench", "tracking"},
         "train_rm.py": {"model", "objective", "data", "trainer", "experiment", "tracking"},
+        "score_rm.py": {"model", "engine", "tracking"},
         "correlate.py": {"scores", "policy", "tracking"},
         "leaderboard.py": {"tracking"},
     }[script]

@@ -241,6 +241,7 @@ READ_ELSEWHERE = {
     ("rows.py", "parse_record"): "a row with a key twice is a bad row, not a bad file",
     ("formats.py", "parse_record"): "as in rows.py",
     ("rows.py", "ast.literal_eval"): "messages in Python's form: it makes plain values alone",
+    ("output.py", "np.load"): "the numbers that the command wrote: no pickles, plain arrays",
     ("rendering.py", "json.loads"): "what the project's own process for templates answers",
     ("commands.py", "OmegaConf.load"): "the multirun.yaml that Hydra has just written",
     ("configs.py", "instantiate"): "of what Hydra composed from conf/ and the command's words",

@@ -23,7 +23,7 @@ ROWS = [
 TOP = Path(__file__).parents[1]
 PAGES = sorted(TOP.glob("docs/*.md"))
 # Whose commands are run, in test_docs.py and below; those of the others are composed.
-RUN = {"evaluate.md", "train.md", "correlate.md", "first_hour.md"}
+RUN = {"evaluate.md", "train.md", "correlate.md", "first_hour.md", "score_a_data_set.md"}
 COMPOSED = [page for page in PAGES if page.name not in RUN]
 REWARDS = {"1": (1, 0), "2": (0, 1), "3": (2, 0)}
 
@@ -35,7 +35,9 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands(page: Path) -> list[list[str]]:
     """The page's commands as words, the script's name first."""
     text = page.read_text().replace("\\\n", " ")
-    lines = re.findall(r"python (eval_rm|train_rm|correlate|leaderboard)\.py([^`\n]*)", text)
+    lines = re.findall(
+        r"python (eval_rm|train_rm|score_rm|correlate|leaderboard)\.py([^`\n]*)", text
+    )
     return [
         [name, *re.findall(r"'[^']*'|\S+", words)] for name, words in lines if "--help" not in words
     ]
@@ -120,6 +122,30 @@ def test_the_first_hour_runs_in_its_order(project_root: Path, tmp_path: Path) ->
     assert (tmp_path / f"o{len(typed) - 1}" / "leaderboard.html").exists()
     accuracy = json.loads((tmp_path / "o1" / "metrics.json").read_text())
     assert accuracy["preference/accuracy/n"] == 3
+
+
+def test_the_page_on_data_sets_runs(project_root: Path, tmp_path: Path) -> None:
+    """Its commands on its rows, and on rollouts; what Slurm starts on a share of them."""
+    page = project_root / "docs" / "score_a_data_set.md"
+    (rows,) = blocks(page, "json")
+    (tmp_path / "rows.jsonl").write_text(rows)
+    rollouts = [{"prompt": "?", "response": "yes"}, {"prompt": "?", "response": "no"}]
+    write_lines(tmp_path / "rollouts.jsonl", rollouts)
+    policy = tiny_policy(tmp_path / "policy")
+    typed = commands(page)
+    assert len(typed) == 4
+    for number, (name, *words) in enumerate(typed):
+        line = " ".join(word.strip("'") if "{" not in word else "" for word in words)
+        keep = [word.strip("'") for word in words if "{" in word]
+        line = line.replace("rows.parquet", "rows.jsonl").replace("/shared/", "shared_")
+        line = line.replace("$SLURM_ARRAY_TASK_ID", "1").replace("model=skywork", "model=smollm2")
+        words = [*line.split(), *keep, f"model.path={policy}", f"out_dir=o{number}", "quiet=true"]
+        words += ["tracking.uri=sqlite:///mlflow.db", "store_dir=scores"]
+        done = run_script(tmp_path, [str(project_root / f"{name}.py"), *words])
+        assert done.code == 0, done.err
+    assert len((tmp_path / "scored/data/part-00000.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "scored/kept/part-00000.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "best/kept/part-00000.jsonl").read_text().splitlines()) == 1
 
 
 def test_the_page_on_the_python_api_runs(

@@ -186,7 +186,7 @@ def test_out_of_memory_halves_the_budget_and_goes_on(
     reward = open_reward(path=str(tiny_scalar(tmp_path / "model")))
     examples = [example(str(n), f"{n}?" * (n + 1), ["yes"], ["no"]) for n in range(6)]
     found = score(reward, examples, Settings(tmp_path / "store"))
-    assert len(set(scored)) == 12
+    assert len(set(map(tuple, scored))) == 12
     assert len(scored) == 12 + 3  # the self-check's
     rows = reward.chat.encode([(e.prompt, text) for e in examples for text in e.responses])
     rewards = [value for row in found.scored for value in row.chosen + row.rejected]

@@ -5,6 +5,7 @@ from rmexp.files import INSTALLED
 COMMANDS = {
     "eval_rm": "rmexp-eval",
     "train_rm": "rmexp-train",
+    "score_rm": "rmexp-score",
     "correlate": "rmexp-correlate",
     "leaderboard": "rmexp-leaderboard",
 }

@@ -39,7 +39,7 @@ OmegaConf.register_new_resolver("root", lambda name="": str(root() / name))
 OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True)
 
 # Settings that name folders to be made, and such as may name what is there.
-_FOLDERS, _PATHS = {"out_dir", "store_dir", "data_root"}, {"path", "prior_sets", "compare"}
+_FOLDERS, _PATHS = {"out_dir", "out", "store_dir", "data_root"}, {"path", "prior_sets", "compare"}
 _NO_PATH = "embedded"
 # Modules whose objects are cheap to make; they import no torch, no transformers and no mlflow.
 _QUICK = (

@@ -10,16 +10,22 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from rmexp.data.rows import Row, named
 from rmexp.errors import DataError
 from rmexp.outside import parse_record, repeated_key
 
+if TYPE_CHECKING:
+    import pyarrow.parquet
+
 FORMATS = ".jsonl, .json, .csv, each also with .gz, and .parquet"
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 _LONGEST_FIELD = 2**31 - 1  # responses may exceed csv's default of 128 KiB
+_PARQUET_BUFFER = 1 << 20  # bytes of a column chunk, which may be as large as the file
 _PARQUET_ROWS = 256  # that are turned into Python's values at a time
 
 
@@ -87,18 +93,27 @@ def _row(value: object, name: str, place: str) -> Row:
     return Row(value, name, place, repeated_key(value))
 
 
-def _json_lines(path: Path, name: str) -> Iterator[Row]:
+def json_lines(path: Path, name: str) -> Iterator[tuple[str, str]]:
+    """Yield the lines of JSON that are not empty, each with its place; `json_row` reads one."""
     for number, line in enumerate(_lines(path, name), start=1):
-        place = f"{name}:{number}"
         if line.strip():
-            try:
-                value = parse_record(line)
-            except ValueError as error:
-                raise DataError(
-                    f"{place} is no valid JSON ({error}): correct the line, or download the file "
-                    "again"
-                ) from error
-            yield _row(value, name, place)
+            yield f"{name}:{number}", line
+
+
+def json_row(line: str, name: str, place: str) -> Row:
+    """Return a line of JSON as a row of the file `name`."""
+    try:
+        value = parse_record(line)
+    except ValueError as error:
+        raise DataError(
+            f"{place} is no valid JSON ({error}): correct the line, or download the file again"
+        ) from error
+    return _row(value, name, place)
+
+
+def _json_lines(path: Path, name: str) -> Iterator[Row]:
+    for place, line in json_lines(path, name):
+        yield json_row(line, name, place)
 
 
 def _json_rows(path: Path, name: str) -> Iterator[Row]:
@@ -159,21 +174,33 @@ def _csv_records(lines: Iterator[str], name: str) -> Iterator[list[str]]:
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
+    row = 0
+    with open_parquet(path) as file:
+        for batch in file.iter_batches(_PARQUET_ROWS):
+            yield from table_rows(batch, name, row)
+            row += batch.num_rows
+
+
+@contextmanager
+def open_parquet(path: Path) -> "Iterator[pyarrow.parquet.ParquetFile]":
+    """Open a Parquet file that is read within the block, a piece of each column at a time."""
     import pyarrow.lib
     import pyarrow.parquet
 
-    row = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, buffer_size=_PARQUET_BUFFER) as file:
             names = file.schema_arrow.names
             if len(set(names)) < len(names):
                 raise DataError(f"{path} has two columns of one name ({named(names)}): rename one")
-            for batch in file.iter_batches(_PARQUET_ROWS):
-                for value in batch.to_pylist():
-                    yield _row(value, name, f"{name}, row {row}")
-                    row += 1
+            yield file
     except (OSError, ValueError, OverflowError, pyarrow.lib.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise DataError(
             f"{path} cannot be read as Parquet ({reason}): download it again"
         ) from error
+
+
+def table_rows(table: Any, name: str, first: int) -> Iterator[Row]:
+    """Yield the rows of an Arrow table that begins with row `first` of the file `name`."""
+    for row, value in enumerate(table.to_pylist(), start=first):
+        yield _row(value, name, f"{name}, row {row}")

@@ -16,6 +16,8 @@ from rmexp.schema import Dataset, Example, Message
 # HH-RLHF's turns, and those of HelpSteer, whose first one has no mark.
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _STEER_TURN = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
+_DIFFER = "prompts differ"
+CONVERSATION = "messages"  # the column of whole conversations, each with its response
 _ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
 
 
@@ -240,16 +242,22 @@ def read_pair(row: Row, id: str, subset: str, columns: Columns = Columns()) -> E
     other, rejected, other_flaw = _side(row, columns.rejected)
     flaw = flaw or other_flaw
     if not flaw:
-        flaw = None if prompt == other else "prompts differ"
-        if row.has(columns.prompt) or not prompt:
-            given = _given_prompt(row, columns)
-            text = isinstance(row.values.get(columns.prompt), str)
-            if prompt and given != prompt and not (text and given[0] in prompt):
-                flaw = "prompts differ"
-            prompt = prompt or given
-        prompt, system_flaw = _with_system(row, prompt, columns)
-        flaw = flaw or system_flaw
+        flaw = None if prompt == other else _DIFFER
+        prompt, other_flaw = _whole_prompt(row, prompt, columns)
+        flaw = flaw or other_flaw
     return Entry(Example(id, subset, prompt, (chosen,), (rejected,)), row, flaw)
+
+
+def read_response(row: Row, id: str, subset: str, columns: Columns = Columns()) -> Entry:
+    """Return a row with one response as an example in which it is chosen, and nothing rejected.
+
+    `response`, or `messages` where there is no such column, is as `chosen` in `read_pair`.
+    """
+    name = columns.response if columns.response in row.values else CONVERSATION
+    prompt, response, flaw = _side(row, name)
+    if not flaw:
+        prompt, flaw = _whole_prompt(row, prompt, columns)
+    return Entry(Example(id, subset, prompt, (response,), ()), row, flaw)
 
 
 def read_lists(row: Row, id: str, subset: str, columns: Columns = Columns()) -> Entry:
@@ -271,6 +279,21 @@ def read_prompt(row: Row, columns: Columns = Columns()) -> tuple[tuple[Message, 
     It is as in `read_pair`.
     """
     return _with_system(row, _given_prompt(row, columns), columns)
+
+
+def _whole_prompt(
+    row: Row, prompt: tuple[Message, ...], columns: Columns
+) -> tuple[tuple[Message, ...], str | None]:
+    """Return what a side says of the prompt, with the row's other columns, and what is wrong."""
+    flaw = None
+    if row.has(columns.prompt) or not prompt:
+        given = _given_prompt(row, columns)
+        text = isinstance(row.values.get(columns.prompt), str)
+        if prompt and given != prompt and not (text and given[0] in prompt):
+            flaw = _DIFFER
+        prompt = prompt or given
+    prompt, system_flaw = _with_system(row, prompt, columns)
+    return prompt, flaw or system_flaw
 
 
 def _texts(row: Row, column: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -50,7 +51,7 @@ def local_rows(path: str | os.PathLike[str], include: Sequence[str] | None = Non
     patterns may be for what the rows say, and all are.
     """
     top = local_path(path)
-    files = _files(top)
+    files = data_files(top)
     wanted = {name: [p for p in include or () if matches(p, name)] for name in files}
     if include is not None and {p for found in wanted.values() for p in found} == set(include):
         files = {name: file for name, file in files.items() if wanted[name]}
@@ -58,7 +59,8 @@ def local_rows(path: str | os.PathLike[str], include: Sequence[str] | None = Non
     return Rows(rows, str(top), tuple(files))
 
 
-def _files(top: Path) -> dict[str, Path]:
+def data_files(top: Path) -> dict[str, Path]:
+    """Return the file, or all of a known format below the folder, by their paths below it."""
     if top.is_file():
         return {top.name: top}
     files = {
@@ -86,17 +88,22 @@ def hub_rows(name: str, split: str, revision: str | None = None) -> Iterator[Row
 
     The library downloads the split once, whole; its rows are then read as they are asked for.
     """
+    table = hub_table(name, split, revision)
+    return (Row(values, "", f"{name} ({split}), row {row}") for row, values in enumerate(table))
+
+
+def hub_table(name: str, split: str, revision: str | None = None) -> Any:
+    """Return a split of a Hugging Face data set, as its library has it on disk."""
     import datasets
     from datasets.exceptions import DatasetsError
 
     try:
-        table = datasets.load_dataset(name, split=split, revision=revision)
+        return datasets.load_dataset(name, split=split, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(
             f"the hub's data set {name}, split {split!r}, could not be loaded ({error}): check the "
             "name, the split and the network, or download it and point the path at the local copy"
         ) from error
-    return (Row(values, "", f"{name} ({split}), row {row}") for row, values in enumerate(table))
 
 
 def github_folder(repository: str, commit: str, url: str | None = None) -> Path:

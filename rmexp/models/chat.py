@@ -1,6 +1,7 @@
 """Conversations to token ids: the only place that knows templates, BOS and truncation."""
 
 import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,11 +30,12 @@ _renderer = Renderer()
 class Encoded:
     """The token ids of a conversation; `ids[start:end]` is the response with its end-of-turn token.
 
+    The ids of `Chat.encode` are an array of 32-bit integers, a seventh of what a tuple takes.
     `truncated` says that tokens were cut off on the left. Where the template changes the prompt for
     this response, its place is not known: `placed` is False, and `start` and `end` are the end.
     """
 
-    ids: tuple[int, ...]
+    ids: Sequence[int]
     start: int
     end: int
     truncated: bool = False
@@ -101,10 +103,11 @@ class Chat:
                 texts, spans, tokens["input_ids"], tokens["offset_mapping"], strict=True
             ):
                 self._check_bos(ids, text)
+                tokens_of = array("i", ids)
                 if span is None:
-                    whole = Encoded(tuple(ids), len(ids), len(ids), placed=False)
+                    whole = Encoded(tokens_of, len(ids), len(ids), placed=False)
                 else:
-                    whole = Encoded(tuple(ids), *self._response(ids, offsets, *span))
+                    whole = Encoded(tokens_of, *self._response(ids, offsets, *span))
                 encoded.append(self._fit(whole, text, on_overlength))
         return encoded
 
@@ -255,8 +258,8 @@ class Chat:
                 f"{self.max_length} (it begins {text[:60]!r}): leave such ones out with "
                 "on_overlength=drop, or cut them with on_overlength=left_truncate"
             )
-        kept = encoded.ids[:1] if encoded.ids[0] in self._first else ()
-        ids = kept + encoded.ids[excess + len(kept) :]
+        kept = list(encoded.ids[:1]) if encoded.ids[0] in self._first else []
+        ids = array("i", [*kept, *encoded.ids[excess + len(kept) :]])
         start, end = max(encoded.start - excess, len(kept)), max(encoded.end - excess, 0)
         return Encoded(ids, start, end, truncated=True, placed=encoded.placed)
 

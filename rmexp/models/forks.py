@@ -28,7 +28,7 @@ def find_forks(rows: Sequence[Encoded], budget: float = float("inf")) -> list[Fo
     lengths = [len(row.ids) for row in rows]
     prompts: dict[tuple[int, ...], list[int]] = {}
     for position, row in enumerate(rows):
-        prompts.setdefault(row.ids[: row.start], []).append(position)
+        prompts.setdefault(tuple(row.ids[: row.start]), []).append(position)
     forks: list[Fork] = []
     for members in prompts.values():
         first, *others = sorted(members, key=lambda at: (-lengths[at], at))

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -204,6 +205,6 @@ def _apart(batch: Sequence[Encoded]) -> list[Fork] | None:
 
 def _pad(batch: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor]:
     """Return ids `(batch, length)`, padded on the right, and lengths `(batch,)`."""
-    rows = [torch.tensor(row.ids) for row in batch]
+    rows = [torch.from_numpy(np.array(row.ids, dtype=np.int64)) for row in batch]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
     return ids, torch.tensor([len(row) for row in rows])

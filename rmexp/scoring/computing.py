@@ -59,7 +59,8 @@ class Work:
 class Request:
     """New responses of a column, by their keys, and how to compute them; see `Settings`.
 
-    `pad` is the tokenizer's pad token. `forward` is there if the weights are loaded already.
+    `pad` is the tokenizer's pad token. `forward` is there if the weights are loaded already. `told`
+    hears of the tokens in place of a progress of its own, where the rows are a part of a stream.
     """
 
     column: Column
@@ -69,6 +70,7 @@ class Request:
     batch_tokens: int | None
     seed: int
     forward: "Forward | None" = None
+    told: Callable[[int], None] | None = None
 
 
 def load(column: Column, pad: int | None) -> "Forward":
@@ -86,13 +88,14 @@ def compute(
     ScoreError or ConfigError for what a device cannot do.
     """
     tokens = sum(len(row.ids) for row in request.rows.values())
-    log.info(
+    log.log(
+        _level(request),
         "%s: %d new responses, %d tokens",
         request.column.checkpoint.name,
         len(request.rows),
         tokens,
     )
-    count = _count(devices, request.column)
+    count = count_devices(devices, request.column)
     parts = shares(list(request.rows.values()), count) if count > 1 else []
     if len(parts) < 2:
         return _compute(request, store)
@@ -105,7 +108,7 @@ def compute(
     return {name: known[name] for name in names}, work
 
 
-def _count(devices: int | str, column: Column) -> int:
+def count_devices(devices: int | str, column: Column) -> int:
     """Return how many devices there are to use; raise ConfigError for more than there are."""
     import torch
 
@@ -181,9 +184,11 @@ def _compute(
     lengths = [len(row.ids) for row in rows]
     forward = request.forward or load(column, request.pad)
     if forward.obstacle is None:
-        log.info("%s runs what the responses to a prompt share once", column.checkpoint.name)
+        how = "what the responses to a prompt share once"
     else:
-        log.info("%s runs padded batches: %s", column.checkpoint.name, forward.obstacle)
+        how = f"padded batches: {forward.obstacle}"
+    log.log(_level(request), "%s runs %s", column.checkpoint.name, how)
+    shown = shown and request.told is None
     values: dict[str, float] = {}
     work = Work()
     began = time.monotonic()
@@ -197,6 +202,8 @@ def _compute(
             work.tokens_run += batch.tokens
             work.tokens_padded += batch.padded
             progress.advance(tokens)
+            if request.told is not None:
+                request.told(tokens)
     work.seconds = time.monotonic() - began
     rng = np.random.default_rng(request.seed)
     for at in rng.choice(len(rows), min(_SELF_CHECKED, len(rows)), replace=False):
@@ -219,6 +226,11 @@ def in_memory(forward: "Forward", rows: Sequence[Encoded]) -> list[float]:
         for at, number in zip(batch.rows, numbers, strict=True):
             values[at] = number
     return values
+
+
+def _level(request: Request) -> int:
+    """Return how loud to be of each call: of the parts of a stream there are many."""
+    return logging.INFO if request.told is None else logging.DEBUG
 
 
 def _batches(

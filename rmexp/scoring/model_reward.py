@@ -113,7 +113,7 @@ class ModelReward(ABC):
         if any(column.quantity == "logps" for column in self.columns):
             encoded, bad_rows = _placed(encoded, examples)
             if not data.skips:
-                refuse_unplaced(bad_rows, "bench")
+                refuse_unplaced(bad_rows, "bench" if settings.stream is None else "data")
         rows, pad = list(encoded.values()), self.chat.tokenizer.pad_token_id
         columns = [_column(column, rows, settings, pad, seen) for column in self.columns]
         rewards = dict(zip(encoded, self.rewards(columns, rows).tolist(), strict=True))
@@ -140,7 +140,7 @@ def finish(
         for example in data.examples
         if all((example.prompt, text) in rewards for text in example.responses)
     ]
-    if not scored:
+    if not scored and settings.stream is None:
         bad = f", {len(bad_rows)} are bad rows ({bad_rows[0]})" if bad_rows else ""
         advice = "raise model.max_length"
         if bad and not seen.dropped:
@@ -172,11 +172,13 @@ def _encode_and_load(
 ) -> dict[Conversation, Encoded]:
     """Encode while the weights are loaded, which are needed if the first response has no value."""
     column, chat = reward.columns[0], reward.chat
+    if settings.stream is not None and column in settings.stream.loaded:
+        return _encode(reward, conversations, settings, seen)
     (first,) = chat.encode(conversations[:1], settings.on_overlength)
     with ThreadPoolExecutor(max_workers=1) as beside:
         encoding = beside.submit(encode, chat, conversations, settings, seen)
         if settings.devices == 1 and first is not None:
-            with ScoreStore(settings.store_dir, column.identity(settings.store_dir)) as store:
+            with _open_store(column, settings) as store:
                 needed = _key(column, first) not in store.read() and not store.is_claimed()
             if needed:
                 seen.loaded = load(column, chat.tokenizer.pad_token_id)
@@ -197,7 +199,7 @@ def encode(
     }
     seen.truncated = sum(row.truncated for row in kept.values())
     seen.dropped = len(conversations) - len(kept)
-    if seen.truncated or seen.dropped:
+    if (seen.truncated or seen.dropped) and settings.stream is None:
         log.warning(
             "%d responses were cut on the left and %d dropped: longer than %d tokens",
             seen.truncated,
@@ -236,12 +238,17 @@ def _column(
     """Return the column's values, and add to `seen` what was computed."""
     keys = [_key(column, row) for row in rows]
     unique = dict(zip(keys, rows, strict=True))
-    with ScoreStore(settings.store_dir, column.identity(settings.store_dir)) as store:
+    stream = settings.stream
+    if stream is not None and column in stream.loaded:
+        seen.loaded = stream.loaded[column]
+    with _open_store(column, settings) as store:
 
         def make(new: list[str]) -> Mapping[str, float]:
             rows = {key: unique[key] for key in new}
             options = (settings.store_dir, pad, settings.batch_tokens, settings.seed)
-            request = Request(column, rows, *options, seen.loaded)
+            if stream is not None and column not in stream.loaded:
+                seen.loaded = stream.loaded[column] = seen.loaded or load(column, pad)
+            request = Request(column, rows, *options, seen.loaded, stream and stream.told)
             values, work = compute(request, store, settings.devices)
             seen.work.add(work)
             return values
@@ -250,6 +257,11 @@ def _column(
     seen.loaded = None  # it is the first column's, and the next one's weights may need the room
     seen.cached += len(unique) - computed
     return np.array([known[key] for key in keys], dtype=np.float64)
+
+
+def _open_store(column: Column, settings: Settings) -> ScoreStore:
+    folder = settings.store_dir if settings.stream is None else settings.stream.folder
+    return ScoreStore(folder, column.identity(settings.store_dir))
 
 
 def _key(column: Column, row: Encoded) -> str:

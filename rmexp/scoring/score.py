@@ -2,17 +2,21 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.files import root
 from rmexp.metrics import Mean
 from rmexp.models.chat import OnOverlength
 from rmexp.schema import Dataset, Example, Message, ScoredExample
+
+if TYPE_CHECKING:
+    from rmexp.models.forward import Forward
+    from rmexp.scoring.columns import Column
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +36,19 @@ NOTHING_COMPUTED: Mapping[str, float] = {
 }
 
 
+@dataclass(slots=True)
+class Stream:
+    """What goes on from one call to the next, where data are scored a part after the other.
+
+    `folder` keeps the scores of the part that is being made, instead of the store, which would grow
+    with the data. The weights stay `loaded`, and `told` hears of the tokens that were run.
+    """
+
+    folder: Path
+    told: Callable[[int], None]
+    loaded: "dict[Column, Forward]" = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How to score, whatever the model.
@@ -39,7 +56,8 @@ class Settings:
     `batch_tokens` bounds the tokens that a batch runs, with padding; None leaves it to the model.
     More than `max_non_finite` rewards that are not finite fail the run. `seed` chooses the
     responses of the self-check. The responses are shared among so many `devices`, all GPUs of this
-    machine for "auto".
+    machine for "auto". With a `stream` the data are a part of larger ones: any number of rewards
+    may be not finite, or there may be none at all, and the caller tells of them.
     """
 
     store_dir: Path = field(default_factory=lambda: root() / "scores")
@@ -48,6 +66,7 @@ class Settings:
     max_non_finite: int = 0
     seed: int = 0
     devices: int | str = 1
+    stream: Stream | None = None
 
     def __post_init__(self) -> None:
         if self.batch_tokens is not None and self.batch_tokens < 1:
@@ -144,7 +163,7 @@ def count(
         "responses": sum(len(example.responses) for example in examples),
         "unique": len({(e.prompt, response) for e in examples for response in e.responses}),
         "dropped_examples": len(examples) - len(scored),
-        "non_finite": _count_non_finite(scored, settings.max_non_finite),
+        "non_finite": _count_non_finite(scored, settings),
         "ties": sum(
             good == bad for row in scored for good, bad in product(row.chosen, row.rejected)
         ),
@@ -161,11 +180,14 @@ def turns(prompt: Prompt) -> tuple[Message, ...]:
     )
 
 
-def _count_non_finite(scored: Sequence[ScoredExample], limit: int) -> int:
+def _count_non_finite(scored: Sequence[ScoredExample], settings: Settings) -> int:
     """Return how many rewards are not finite; raise ScoreError above the limit."""
+    limit = settings.max_non_finite
     bad = [
         row.id for row in scored for reward in (*row.chosen, *row.rejected) if math.isnan(reward)
     ]
+    if settings.stream is not None:
+        return len(bad)
     if len(bad) > limit:
         names = ", ".join(list(dict.fromkeys(bad))[:5])
         raise ScoreError(

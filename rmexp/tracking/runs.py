@@ -17,6 +17,7 @@ from filelock import FileLock
 from mlflow.entities import (
     Dataset,
     DatasetInput,
+    InputTag,
     LoggedModel,
     LoggedModelInput,
     LoggedModelOutput,
@@ -28,6 +29,7 @@ from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import (
+    MLFLOW_DATASET_CONTEXT,
     MLFLOW_GIT_COMMIT,
     MLFLOW_LOGGED_ARTIFACTS,
     MLFLOW_PARENT_RUN_ID,
@@ -134,9 +136,17 @@ class Run:
         rows = [RunTag(name, redact(value)[:_TAG_LENGTH]) for name, value in tags.items()]
         self._call(self.client.log_batch, tags=rows)
 
-    def log_dataset(self, name: str, digest: str, source: str, profile: Mapping[str, int]) -> None:
+    def log_dataset(
+        self,
+        name: str,
+        digest: str,
+        source: str,
+        profile: Mapping[str, int],
+        context: str | None = None,
+    ) -> None:
         """Link the data that the run used; of the digest as much as tells data sets apart.
 
+        `context` says what for, where there are several: "input" or "output".
         Under a lock: MLflow looks a data set up and then inserts it, and jobs that start together
         would insert it twice, which its database refuses.
         """
@@ -148,7 +158,8 @@ class Run:
             profile=json.dumps(dict(profile)),
         )
         with FileLock(lock(self.uri)):
-            self._call(self.client.log_inputs, datasets=[DatasetInput(data)])
+            tags = [] if context is None else [InputTag(MLFLOW_DATASET_CONTEXT, context)]
+            self._call(self.client.log_inputs, datasets=[DatasetInput(data, tags)])
 
     def use_model(self, card: Card, address: str | None = None) -> LoggedModel:
         """Link the reward model that the run evaluates, adding it where the experiment has none.

@@ -146,7 +146,7 @@ def collate(
     lengths = torch.tensor([len(row.ids) for row in rows])
     ids = torch.full((len(rows), int(lengths.max())), pad)
     for place, row in enumerate(rows):
-        ids[place, : len(row.ids)] = torch.tensor(row.ids)
+        ids[place, : len(row.ids)] = torch.from_numpy(np.array(row.ids, dtype=np.int64))
     references = [pair.references or (0.0, 0.0) for pair in pairs]
     counted = torch.tensor(real)
     return PairBatch(

@@ -1,0 +1,130 @@
+"""Score every row of a data set with a reward model.
+
+python score_rm.py model=smollm2 data.path=rows.jsonl out=scored
+"""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig
+
+from rmexp.cli import commands
+from rmexp.cli.configs import build, folder, whole
+from rmexp.cli.parts import keyed, model_config, settings
+from rmexp.errors import ConfigError
+from rmexp.files import CONF
+
+if TYPE_CHECKING:
+    from rmexp.data.streams import RowStream
+    from rmexp.labelling.in_run import Work
+    from rmexp.labelling.processes import Engine
+    from rmexp.scoring.score import Reward
+    from rmexp.tracking.runs import Run
+
+log = logging.getLogger(__name__)
+
+_SOURCE = ("path", "split", "revision", "include")
+# The settings that change what is written, besides the model and the data themselves.
+_CHANGING = ("on_overlength", "prefix")
+_CHANGING_DATA = ("limit", "on_bad_row", "columns")
+
+
+def open_on(model: Mapping[str, Any], device: str | None) -> "Reward":
+    """Open a model's config, on a device of this machine if one is given."""
+    reward: Reward = build(model if device is None else {**model, "device": device})
+    return reward
+
+
+def plan(
+    config: dict[str, Any], rows: "RowStream", reward: "Reward", model: Mapping[str, Any]
+) -> "Work":
+    """Return what there is to do. Raises ConfigError or DataError for what cannot work."""
+    from rmexp.labelling.choosing import check_choice
+    from rmexp.labelling.in_run import Work, share_of
+    from rmexp.labelling.parts import Task
+    from rmexp.labelling.rows import RowReader
+
+    data = config["data"]
+    reader = RowReader(data["columns"], data["on_bad_row"])
+    log.info("counting the rows of %s", rows.source)
+    limit = None if data["limit"] is None else whole(data, "limit", least=1)
+    spans = rows.spans(whole(config, "shard_rows", least=1), limit)
+    first = rows.read(dataclasses.replace(spans[0], rows=1)).rows[0]
+    kind = reader.kind(first)
+    engine, opened = _engine(config, reward)
+    task = Task(
+        source={name: data[name] for name in _SOURCE},
+        columns=data["columns"],
+        on_bad_row=data["on_bad_row"],
+        kind=kind,
+        out=folder(config, "out"),
+        form=rows.form,
+        prefix=str(config["prefix"]),
+        settings=settings(config),
+        open_reward=partial(open_on, model) if opened is None else lambda _: opened,
+    )
+    choice = check_choice(config["keep"], config["best_of"], kind)
+    return Work(task, rows, spans, share_of(spans, config["shard"]), choice, engine)
+
+
+def _engine(config: Mapping[str, Any], reward: "Reward") -> "tuple[Engine, Reward | None]":
+    """Return what makes the parts, and the reward model where this process has it."""
+    from rmexp.labelling import processes
+    from rmexp.scoring.computing import count_devices
+    from rmexp.scoring.model_reward import ModelReward
+
+    if config["devices"] == 1:
+        return processes.here, reward
+    if not isinstance(reward, ModelReward):
+        raise ConfigError(f"devices={config['devices']}: {reward.name} has no weights to copy")
+    column = reward.columns[0]
+    count = count_devices(config["devices"], column)
+    names = [column.device if column.device == "cpu" else f"cuda:{at}" for at in range(count)]
+    return partial(processes.on_devices, names), None
+
+
+def score(config: dict[str, Any], out_dir: Path) -> commands.Work:
+    """Open `config["data"]` and `config["model"]`, to score the one with the other."""
+    from rmexp.data.streams import RowStream
+
+    rows = RowStream(**{name: config["data"][name] for name in _SOURCE})
+    model = model_config(config)
+    reward: Reward = build(model)
+    work = plan(config, rows, reward, model)
+    changing = {name: config[name] for name in _CHANGING}
+    changing |= {f"data.{name}": config["data"][name] for name in _CHANGING_DATA}
+
+    def task(run: "Run") -> str:
+        from rmexp.labelling.in_run import label_in_run
+
+        key = keyed(config, run, "rewards/rows")
+        address = config["model"].get("uri")
+        return label_in_run(work, reward, changing, out_dir, run, key, address)
+
+    return task
+
+
+def tags(config: dict[str, Any]) -> dict[str, str]:
+    """Name the run by its model and data."""
+    model = str(config["model"]["name"] or config["model"]["path"])
+    return {
+        "rmexp.name": f"{model} on {Path(config['data']['path']).name}",
+        "rmexp.command": "score_rm",
+        "rmexp.model": model,
+    }
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="score_rm")
+def main(config: DictConfig) -> float | None:
+    """Score under Hydra."""
+    return commands.run_command(config, score, tags)
+
+
+def run() -> None:
+    """Run the command, and exit."""
+    commands.launch(main)

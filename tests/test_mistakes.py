@@ -147,7 +147,7 @@ def test_help_typos_and_bad_paths_are_answered_without_what_takes_seconds(
     (line,) = [line for line in done.out.splitlines() if line.startswith("ENDED ")]
     codes, modules = json.loads(line.removeprefix("ENDED "))
     wanted = [0 if {"--help", "--cfg"} & set(words) else 1 for words in cases]
-    assert len(cases) == 21
+    assert len(cases) == 24
     assert [bool(code) for code in codes] == [bool(code) for code in wanted], done.err
     assert "hydra" in modules
     assert not HEAVY & set(modules)

@@ -137,7 +137,8 @@ class Output:
             with draft.open("rb") as file:
                 part = about(hashlib.file_digest(file, "sha256").hexdigest())
             with _draft(self._numbers(number)) as numbers, numbers.open("wb") as file:
-                np.savez(file, **arrays, about=np.array(json.dumps(asdict(part))))
+                every: dict[str, Any] = {**arrays, "about": np.array(json.dumps(asdict(part)))}
+                np.savez(file, **every)
         shutil.rmtree(self.scores(number), ignore_errors=True)
         return part
 

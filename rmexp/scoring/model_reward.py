@@ -239,6 +239,7 @@ def _column(
     keys = [_key(column, row) for row in rows]
     unique = dict(zip(keys, rows, strict=True))
     stream = settings.stream
+    told = None if stream is None else stream.told
     if stream is not None and column in stream.loaded:
         seen.loaded = stream.loaded[column]
     with _open_store(column, settings) as store:
@@ -248,7 +249,7 @@ def _column(
             options = (settings.store_dir, pad, settings.batch_tokens, settings.seed)
             if stream is not None and column not in stream.loaded:
                 seen.loaded = stream.loaded[column] = seen.loaded or load(column, pad)
-            request = Request(column, rows, *options, seen.loaded, stream and stream.told)
+            request = Request(column, rows, *options, seen.loaded, told)
             values, work = compute(request, store, settings.devices)
             seen.work.add(work)
             return values

@@ -173,7 +173,9 @@ def _encode_and_load(
     """Encode while the weights are loaded, which are needed if the first response has no value."""
     column, chat = reward.columns[0], reward.chat
     if settings.stream is not None and column in settings.stream.loaded:
-        return _encode(reward, conversations, settings, seen)
+        encoded = encode(chat, conversations, settings, seen)
+        check_vocabulary(reward, list(encoded.values()))
+        return encoded
     (first,) = chat.encode(conversations[:1], settings.on_overlength)
     with ThreadPoolExecutor(max_workers=1) as beside:
         encoding = beside.submit(encode, chat, conversations, settings, seen)

@@ -76,7 +76,7 @@ class ServedReward:
     def _asked(self, conversation: Conversation, row: Encoded) -> Asked:
         prompt, response = conversation
         text = self.chat.text(prompt, response, row)
-        return Asked(row.ids, text, prompt, response, row.truncated)
+        return Asked(tuple(row.ids), text, prompt, response, row.truncated)
 
 
 def open_served(

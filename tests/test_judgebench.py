@@ -127,6 +127,7 @@ def test_properties(folder):
     [
         ({"label": "A=B"}, "label 'A=B' at .* is neither A>B nor B>A"),
         ({"source": "gsm8k"}, "source 'gsm8k' at .* is unknown"),
+        ({"source": "mmlu-pro/law"}, "source 'mmlu-pro/law' at .* is unknown"),
         ({"question": None}, "column 'question' must hold a string"),
     ],
 )
@@ -136,6 +137,13 @@ def test_rows_that_cannot_be_used(tmp_path, changes, message):
         JudgeBench(path=str(file)).load()
     with pytest.raises(ConfigError, match=r"bench\.rule must be one of strict, authors"):
         JudgeBench(rule="lenient")
+
+
+def test_a_model_of_an_owner(tmp_path):
+    rows = [pair("1", model="meta-llama/Llama-3"), pair("2", "livebench-math", model="a/b/c")]
+    data = JudgeBench(path=str(write_lines(tmp_path / GPT, rows))).load()
+    found = values(BENCH, reward_all(data, lambda example, text: float(text in example.chosen)))
+    assert (found["judgebench/knowledge"], found["judgebench/math"]) == (1.0, 1.0)
 
 
 def test_the_published_figures(shared):

@@ -92,7 +92,7 @@ class JudgeBench:
         outcomes = [self._right(row) for row in scored]
         rows: dict[str, list[int]] = {name: [] for name in CATEGORIES}
         for position, row in enumerate(scored):
-            rows[_category(row.subset.partition("/")[2])].append(position)
+            rows[_category(row.subset.rpartition("/")[2])].append(position)
         missing = tuple(name for name, of in rows.items() if not of)
         every = Mean(self.headline, tuple(range(len(scored))), tuple(outcomes), missing)
         parts = [mean(f"{self.name}/{name}", outcomes, of) for name, of in rows.items() if of]
@@ -132,14 +132,14 @@ def _category(source: str) -> str:
 
 
 def _part(example: Example) -> str:
-    model, _, source = example.subset.partition("/")
+    model, _, source = example.subset.rpartition("/")
     known = next((name for name in COUNTS if model.startswith(name)), model)
     return f"{known}/{_category(source)}"
 
 
 def _example(row: Row) -> Example:
     source, label = row.label("source"), row.label("label")
-    if not source.startswith(tuple(CATEGORIES.values())):
+    if not source.startswith(tuple(CATEGORIES.values())) or "/" in source:
         raise DataError(
             f"source {source!r} at {row.place} is unknown: it must begin with one of "
             f"{', '.join(CATEGORIES.values())}; download the file again"

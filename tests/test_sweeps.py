@@ -184,7 +184,7 @@ def test_the_models_page_compares_models_by_data_set(place: Place) -> None:
     assert differing(params[0], params[2]) == {"model", "model.name", "model.path"}
 
 
-OF_PAIRS = {"bench.offset", "bench.on_bad_row", "bench.path"}
+OF_PAIRS = {"bench.examples", "bench.offset", "bench.on_bad_row", "bench.path"}
 
 
 def differing(one: dict[str, str], other: dict[str, str]) -> set[str]:

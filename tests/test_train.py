@@ -529,6 +529,8 @@ def check_page(out: Path, words: Sequence[str], metrics: Mapping[str, float]) ->
     assert {m.step for m in client.get_metric_history(run.info.run_id, "val/loss")} == {2, 4, 6, 8}
     took = client.get_metric_history(run.info.run_id, "train/step_seconds")
     assert metrics["train/seconds"] == pytest.approx(sum({m.step: m.value for m in took}.values()))
+    assert not any(name.startswith("data/") for name in run.data.metrics)
+    assert run.data.params["data.train_pairs"] == run.data.params["data.val_pairs"] == "12"
     child = client.get_run(read_json(out / "eval" / "toy" / "run.json")["run_id"])
     assert child.info.run_name == f"{run.info.run_name} on toy, n 8"
     assert child.data.params.items() >= {

@@ -84,4 +84,7 @@ def _log(result: Result, run: Run, subject: Subject) -> None:
     scores = result.scores
     run.log_metrics(scores, of=subject)
     run.log_metrics({name: value for name, value in result.shown.items() if name not in scores})
+    data = result.data
+    counts = {"examples": len(data.examples), "bad_rows": len(data.bad_rows)}
+    run.log_params({"bench": counts})
     run.note(result.summary)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SHOWN_LEVELS = 3  # a table shows `rmb/bon/helpfulness`, and leaves what is finer to the files
 _COLUMNS = ("metric", "value", "95 % interval", "n")
 _FILE_COLUMNS = ("metric", "value", "low", "high", "n", "missing")
-_COUNTS = ("scoring/", "data/")
+_COUNTS = "scoring/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,10 @@ class Result:
 
     @property
     def shown(self) -> dict[str, float]:
-        """Return the numbers that a table of runs shows: coarse ones, and counts of the work."""
+        """Return the numbers that a table of runs shows: coarse ones, and counts of the work.
+
+        How much data there was is among the run's parameters.
+        """
         counts = {
             name: value
             for name, value in self.metrics.items()

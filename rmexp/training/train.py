@@ -69,7 +69,7 @@ class _Pairs:
     val: EncodedPairs
 
     @property
-    def counts(self) -> dict[str, float]:
+    def counts(self) -> dict[str, int]:
         """Return the metrics `data/...`."""
         return {
             "data/train_pairs": len(self.train.pairs),
@@ -172,6 +172,7 @@ def _announce(training: Training, pairs: _Pairs, tags: Mapping[str, str], place:
     source, data, run = training.source, pairs.data, place.run
     assert run is not None
     run.set_tags({**tags, RESULT_KEY: place.key(**tags)})
+    run.log_params({name.replace("/", "."): count for name, count in pairs.counts.items()})
     size = {"num_rows": len(data.examples)}
     run.log_dataset(source.name, tags["rmexp.data"], data.source, size)
     shown = ", ".join(f"{name.removeprefix('data/')} {n:,.0f}" for name, n in pairs.counts.items())
@@ -301,4 +302,5 @@ def _leave(
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     run.keep(out_dir / "training.png", out_dir / "metrics.json")
     run.log_table(out_dir, metrics)
-    run.log_metrics(metrics, step)
+    counts = "data/"  # which are among the run's parameters
+    run.log_metrics({k: v for k, v in metrics.items() if not k.startswith(counts)}, step)

@@ -246,6 +246,7 @@ READ_ELSEWHERE = {
     ("commands.py", "OmegaConf.load"): "the multirun.yaml that Hydra has just written",
     ("configs.py", "instantiate"): "of what Hydra composed from conf/ and the command's words",
     ("configs.py", "get_class"): "of a target that stands in conf/ or in --config-dir",
+    ("configs.py", "get_object"): "the same, of rmexp's own alone",
     ("leaderboard.py", "hydra.utils.get_class"): "as in configs.py",
     ("parts.py", "OmegaConf.create"): "a file of conf/model and what the user typed",
 }

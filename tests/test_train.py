@@ -80,6 +80,7 @@ class KillAfter(Kill, Checkpoint):
 
 
 SILENT = Mock(spec=Run, run_id="none")
+SILENT.name = "a run"
 
 
 def run_train(

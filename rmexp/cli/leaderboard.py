@@ -17,7 +17,7 @@ from rmexp.cli.commands import Work, launch, run_command
 from rmexp.cli.configs import benchmark_config, benchmarks, given, rebuild
 from rmexp.errors import ConfigError
 from rmexp.files import CONF
-from rmexp.metrics import metric_name
+from rmexp.metrics import metric_name, partial_name
 
 if TYPE_CHECKING:
     from rmexp.evaluation.leaderboard import Board
@@ -50,7 +50,7 @@ def boards(config: dict[str, Any]) -> "dict[str, Board]":
 
     names = headlines()
     uri, experiment = (given(config["tracking"], name) for name in ("uri", "experiment"))
-    metrics = [metric for name in names for metric in (name, f"{name}/partial")]
+    metrics = [metric for name in names for metric in (name, partial_name(name))]
     found = every_evaluation(uri, experiment, metrics, config["query"])
     if not found:
         among = f" that matches {config['query']!r}" if config["query"] else ""

@@ -43,8 +43,8 @@ def as_headline(metrics: Mapping[str, float], name: str) -> dict[str, float]:
 def shared_name(name: str) -> str:
     """Return the name under which a run's headline stands beside those of other runs.
 
-    >>> shared_name("rmb/overall"), shared_name("rmb/overall/partial")
-    ('headline', 'headline/partial')
+    >>> shared_name("rmb/overall"), shared_name(partial_name("rmb/overall")) == HEADLINE
+    ('headline', False)
     """
     return partial_name(HEADLINE) if is_partial(name) else HEADLINE
 

@@ -12,6 +12,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from rmexp.errors import ConfigError
+from rmexp.outside import parse_json
 from rmexp.secrets import redact
 from rmexp.tracking.connection import ERRORS, first_line
 from rmexp.tracking.finished import TrackedRun
@@ -53,7 +54,7 @@ def register(run: Run, name: str, model_id: str) -> Version:
             name, model.artifact_location, run.run_id, {MODEL: model_id}, model_id=model_id
         )
         # The Models page and the model's own show its versions by this tag.
-        versions = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+        versions = parse_json(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
         versions.append({"name": name, "version": str(made.version)})
         client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(versions)})
     except ERRORS as error:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 FORMATS = ".jsonl, .json, .csv, each also with .gz, and .parquet"
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 _LONGEST_FIELD = 2**31 - 1  # responses may exceed csv's default of 128 KiB
-_PARQUET_BUFFER = 1 << 20  # bytes of a column chunk, which may be as large as the file
 _PARQUET_ROWS = 256  # that are turned into Python's values at a time
 
 
@@ -183,12 +182,15 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
 
 @contextmanager
 def open_parquet(path: Path) -> "Iterator[pyarrow.parquet.ParquetFile]":
-    """Open a Parquet file that is read within the block, a piece of each column at a time."""
+    """Open a Parquet file that is read within the block, a row group at a time.
+
+    With a `buffer_size` the library would keep all that it has read until the file is closed.
+    """
     import pyarrow.lib
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path, buffer_size=_PARQUET_BUFFER) as file:
+        with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if len(set(names)) < len(names):
                 raise DataError(f"{path} has two columns of one name ({named(names)}): rename one")

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import accumulate, chain, islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,7 @@ class _Parquet(_Local):
     def __init__(self, path: Path, name: str) -> None:
         super().__init__(path, name)
         self._at = 0
+        self._rest: Any = None
         self._left: Iterator[Any] = iter(())
         with open_parquet(path) as file:
             sizes = [file.metadata.row_group(at).num_rows for at in range(file.num_row_groups)]
@@ -131,19 +132,22 @@ class _Parquet(_Local):
         group = bisect_right(self._ends, first)
         begin = self._ends[group - 1] if group else 0
         if not self._at or first < self._at or begin > self._at:
-            self._at, self._left = begin, self._batches(group)
+            self._at, self._rest, self._left = begin, None, self._batches(group)
         found, end = [], first + rows
-        for batch in self._left:
+        while self._at < end and (batch := self._next()) is not None:
             until = self._at + batch.num_rows
             if until > first:
                 found.append(batch.slice(max(0, first - self._at), end - max(first, self._at)))
             if until > end:
-                self._left = chain([batch.slice(end - self._at)], self._left)
+                self._rest = batch.slice(end - self._at)
             self._at = min(until, end)
-            if until >= end:
-                break
         table = pyarrow.Table.from_batches(found, self._schema)
         return Content(list(table_rows(table, self._name, first)), table)
+
+    def _next(self) -> Any:
+        """Return what is left of the last batch, else the next one, None at the end."""
+        rest, self._rest = self._rest, None
+        return next(self._left, None) if rest is None else rest
 
     def _batches(self, group: int) -> Iterator[Any]:
         with open_parquet(self._path) as file:

@@ -184,13 +184,13 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
 def open_parquet(path: Path) -> "Iterator[pyarrow.parquet.ParquetFile]":
     """Open a Parquet file that is read within the block, a row group at a time.
 
-    With a `buffer_size` the library would keep all that it has read until the file is closed.
+    With `pre_buffer` the library would keep all that it has read until the file is closed.
     """
     import pyarrow.lib
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
             names = file.schema_arrow.names
             if len(set(names)) < len(names):
                 raise DataError(f"{path} has two columns of one name ({named(names)}): rename one")

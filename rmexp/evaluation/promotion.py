@@ -1,6 +1,6 @@
 """A version of a registered model gets an alias if it is better than the one that holds it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -100,30 +100,28 @@ def promote(
     What was found stands on the version's page. One promotion of this machine goes on at a time, so
     that each is compared with what holds the alias when it gets it.
     """
-    with FileLock(lock(run.uri)):
-        return _promote(promotion, version, benchmark, scores, seed, run)
-
-
-def _promote(
-    promotion: Promotion,
-    version: Version,
-    benchmark: Benchmark,
-    scores: Path,
-    seed: int,
-    run: Run,
-) -> str:
     data = benchmark.load()
-    before = registry.holder(run, version.name, promotion.alias)
     digest = fingerprint(data.examples)
-    if before is None:
-        holds, why = True, f"no version of {version.name} held it before"
-        outcome = Outcome(holds, why)
-    elif before.number == version.number:
-        outcome = Outcome(True, "it holds it already")
-    else:
-        outcome = _against(promotion, version, before, benchmark, data.examples, scores, seed, run)
-    if outcome.holds:
-        registry.give(run, version, promotion.alias)
+    with FileLock(lock(run.uri)):
+        before = registry.holder(run, version.name, promotion.alias)
+        if before is None:
+            outcome = Outcome(True, f"no version of {version.name} held it before")
+        elif before.number == version.number:
+            outcome = Outcome(True, "it holds it already")
+        elif (evaluated := registry.evaluation_of(run, before, digest)) is None:
+            outcome = Outcome(
+                False,
+                f"version {before.number}, which holds it, has no finished evaluation on these "
+                f"data; evaluate model=mlflow model.uri={before.address}, and then model=mlflow "
+                f"model.uri={version.address} with the same promote",
+            )
+        else:
+            with TemporaryDirectory() as folder:
+                fetch_files(run.uri, evaluated.run_id, [scores.name], Path(folder))
+                both = scores, Path(folder) / scores.name
+                outcome = _against(promotion, before, benchmark, data.examples, both, seed)
+        if outcome.holds:
+            registry.give(run, version, promotion.alias)
     verb = "has" if outcome.holds else "does not get"
     line = f"{version.address} {verb} the alias {promotion.alias}: {outcome.line}"
     tags = {f"rmexp.{promotion.alias}": line, "rmexp.data": digest}
@@ -137,27 +135,15 @@ def _promote(
 
 def _against(
     promotion: Promotion,
-    version: Version,
     before: Version,
     benchmark: Benchmark,
-    examples: tuple[Example, ...],
-    scores: Path,
+    examples: Sequence[Example],
+    both: Sequence[Path],
     seed: int,
-    run: Run,
 ) -> Outcome:
-    """Compare with the version that holds the alias, by its newest evaluation on these data."""
-    evaluated = registry.evaluation_of(run, before, fingerprint(examples))
-    if evaluated is None:
-        return Outcome(
-            False,
-            f"version {before.number}, which holds it, has no finished evaluation on these data; "
-            f"evaluate model=mlflow model.uri={before.address}, and then model=mlflow "
-            f"model.uri={version.address} with the same promote",
-        )
-    with TemporaryDirectory() as folder:
-        fetch_files(run.uri, evaluated.run_id, ["scores.jsonl"], Path(folder))
-        files = [RecordedReward(str(path)) for path in (scores, Path(folder) / "scores.jsonl")]
-        (ours, theirs), left_out = lookup_shared(files, examples)
+    """Compare the scores of a version and of the one before, a file each."""
+    files = [RecordedReward(str(path)) for path in both]
+    (ours, theirs), left_out = lookup_shared(files, examples)
     rng = np.random.default_rng(seed)
     measured = differences(ours, theirs, benchmark.metrics, rng)
     found = next((each for each in measured if each.name == promotion.metric), None)

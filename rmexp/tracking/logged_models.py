@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from mlflow.entities import LoggedModel
 from mlflow.entities.logged_model_status import LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
@@ -105,6 +106,10 @@ def at(client: MlflowClient, address: str) -> LoggedModel | None:
         return client.get_logged_model(made[0].model_id) if made else None
     name, *version = get_model_name_and_version(client, address)  # type: ignore[no-untyped-call]
     if version:
-        found = client.get_model_version(name, version[0])
-        name = found.model_id or found.tags.get(MODEL)  # not every registry keeps the first
+        name = model_of(client.get_model_version(name, version[0]))
     return client.get_logged_model(name) if name else None
+
+
+def model_of(version: ModelVersion) -> str | None:
+    """Return the id of the logged model that a registered version is, None for another's."""
+    return version.model_id or version.tags.get(MODEL)  # not every registry keeps the first

@@ -16,7 +16,7 @@ from rmexp.outside import parse_json
 from rmexp.secrets import redact
 from rmexp.tracking.connection import ERRORS, first_line
 from rmexp.tracking.finished import TrackedRun
-from rmexp.tracking.logged_models import MODEL
+from rmexp.tracking.logged_models import MODEL, model_of
 from rmexp.tracking.runs import Run, TrackingError
 
 _ALIAS = re.compile(r"(?!(?i:latest|v\d+)$)[\w-]+")  # MLflow's own rule
@@ -141,9 +141,7 @@ def evaluation_of(run: Run, version: Version, data: str) -> TrackedRun | None:
 
 
 def _version(client: MlflowClient, name: str, number: str) -> Version:
-    found = client.get_model_version(name, number)
-    # Not every registry keeps the first.
-    model_id = found.model_id or found.tags.get(MODEL)
+    model_id = model_of(client.get_model_version(name, number))
     if not model_id:
         raise MlflowException(f"version {number} of {name} was not registered by rmexp")
     return Version(name, str(number), model_id)

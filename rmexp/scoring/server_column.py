@@ -175,13 +175,11 @@ class ServerColumn:
 
     def _check_stored(self, stored: Sequence[tuple[Asked, float]]) -> None:
         """Raise ScoreError where the server does not give a reward that the store has of it."""
-        for (_, reward), alone in zip(stored, self._alone(stored), strict=True):
-            if _delta(reward, alone) > _TOLERANCE:
-                raise ScoreError(
-                    f"{self.name} gives {alone:g} to a response to which it gave {reward:g} in an "
-                    "earlier run: another model is served under the same name; give another "
-                    "store_dir, or serve the one of then"
-                )
+        self._again(
+            stored,
+            "in an earlier run: another model is served under the same name; give another "
+            "store_dir, or serve the one of then",
+        )
 
     def _verify(self, some: Sequence[tuple[Asked, float]]) -> float:
         """Return by how much rewards change when they are asked for again, alone.
@@ -195,14 +193,22 @@ class ServerColumn:
                 "server has changed meanwhile; run the command again, it goes on from what was "
                 "verified"
             )
+        return self._again(
+            some,
+            "in this run: it serves another model than it did, or its rewards depend on the batch "
+            "(model.endpoint.batch=1); run the command again, it goes on from what was verified",
+        )
+
+    def _again(self, some: Sequence[tuple[Asked, float]], said: str) -> float:
+        """Return by how much rewards differ from those of before, each asked for alone.
+
+        Raises ScoreError, which ends in `said`, where one is not the same.
+        """
         delta = math.nan
         for (_, reward), alone in zip(some, self._alone(some), strict=True):
             if _delta(reward, alone) > _TOLERANCE:
                 raise ScoreError(
-                    f"{self.name} gives {alone:g} to a response to which it gave {reward:g} in "
-                    "this run: it serves another model than it did, or its rewards depend on the "
-                    "batch (model.endpoint.batch=1); run the command again, it goes on from what "
-                    "was verified"
+                    f"{self.name} gives {alone:g} to a response to which it gave {reward:g} {said}"
                 )
             delta = float(np.fmax(delta, abs(reward - alone)))
         return delta

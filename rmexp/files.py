@@ -4,6 +4,8 @@ import errno
 import os
 import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rmexp.errors import ConfigError, DataError
@@ -11,10 +13,18 @@ from rmexp.errors import ConfigError, DataError
 
 def replace(path: Path, text: str) -> Path:
     """Write a file that others may read meanwhile: as it was or as it is, never a part."""
+    with written_whole(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+    return path
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield where to write a file that appears whole at the end of the block, or not at all."""
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        draft.write_text(text, encoding="utf-8")
-        return draft.replace(path)
+        yield draft
+        draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 from rmexp.benchmarks.rewardbench2 import credit
 from rmexp.data.pairs import PairParser
-from rmexp.data.selection import Selection, check_path, load_rows
-from rmexp.data.sources import is_there
+from rmexp.data.selection import Selection, check_source, load_rows
 from rmexp.errors import ConfigError, DataError
 from rmexp.metrics import Metric, mean, metric_name, won
 from rmexp.schema import Dataset, ScoredExample
@@ -56,17 +55,9 @@ class Preference:
                 "bench=preference needs data: set bench.path to a file or folder, or to the name "
                 "of a hub data set together with bench.split"
             )
-        if split is None:
-            if revision is not None:
-                raise ConfigError("bench.revision is for hub data sets: set bench.split as well")
-            try:
-                check_path(path)
-            except DataError as error:
-                raise DataError(f"{error}, or set bench.split for a hub data set") from None
-        elif is_there(path):
-            raise ConfigError(
-                f"bench.split is for hub data sets, and {path} is local: leave bench.split out"
-            )
+        if split is None and revision is not None:
+            raise ConfigError("bench.revision is for hub data sets: set bench.split as well")
+        check_source(path, split, "bench")
         self._path, self._split, self._revision = path, split, revision
         self._subset_column = subset_column
         self._selection = Selection(include, limit, on_bad_row, offset=offset)

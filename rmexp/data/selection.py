@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 
 from rmexp.data.formats import matches
 from rmexp.data.rows import Row, Rows
-from rmexp.data.sources import hub_rows, local_path, local_rows
+from rmexp.data.sources import hub_rows, is_there, local_path, local_rows
 from rmexp.errors import ConfigError, DataError
 from rmexp.schema import Example
 
-BAD_ROW_POLICIES = ("keep", "skip", "error")
+_BAD_ROW_POLICIES = ("keep", "skip", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,7 @@ class Selection:
                 f"{group}.offset must be a whole number of 0 or more, not {offset!r}: give the "
                 "number of prompts of each part to pass over"
             )
-        if on_bad_row not in BAD_ROW_POLICIES:
-            raise ConfigError(
-                f"{group}.on_bad_row must be one of {', '.join(BAD_ROW_POLICIES)}, "
-                f"not {on_bad_row!r}"
-            )
+        check_on_bad_row(on_bad_row, group)
         self.include, self.limit, self.on_bad_row, self.group = include, limit, on_bad_row, group
         self.skips = on_bad_row == "skip"
         self._offset = offset
@@ -178,6 +174,30 @@ def bad_row(example: Example) -> str | None:
     if not set(example.chosen).isdisjoint(example.rejected):
         reasons.append("identical chosen and rejected response")
     return ", ".join(reasons) or None
+
+
+def check_on_bad_row(on_bad_row: str, group: str) -> None:
+    """Raise ConfigError for what is no way to treat bad rows."""
+    if on_bad_row not in _BAD_ROW_POLICIES:
+        raise ConfigError(
+            f"{group}.on_bad_row must be one of {', '.join(_BAD_ROW_POLICIES)}, not {on_bad_row!r}"
+        )
+
+
+def check_source(path: str, split: str | None, group: str) -> None:
+    """Raise DataError where data lie at no path here and no split of the hub's is named.
+
+    Raises ConfigError for a split of what lies here.
+    """
+    if split is None:
+        try:
+            check_path(path)
+        except DataError as error:
+            raise DataError(f"{error}, or set {group}.split for a hub data set") from None
+    elif is_there(path):
+        raise ConfigError(
+            f"{group}.split is for hub data sets, and {path} is local: leave {group}.split out"
+        )
 
 
 def check_path(path: str | os.PathLike[str] | None) -> None:

@@ -21,8 +21,9 @@ from rmexp.data.formats import (
     table_rows,
 )
 from rmexp.data.rows import Row
-from rmexp.data.sources import data_files, hub_table, is_there, local_path
-from rmexp.errors import ConfigError, DataError
+from rmexp.data.selection import check_source
+from rmexp.data.sources import data_files, hub_table, local_path
+from rmexp.errors import DataError
 
 _BATCH = 1024  # rows of a Parquet file that are read at a time
 
@@ -195,18 +196,12 @@ class RowStream:
         include: Sequence[str] | None = None,
     ) -> None:
         self.source = path
+        check_source(path, split, "data")
         if split is not None:
-            if is_there(path):
-                raise ConfigError(
-                    f"data.split is for hub data sets, and {path} is local: leave data.split out"
-                )
             self.source = f"{path} ({split}{f', {revision}' if revision else ''})"
             self._files: dict[str, _File] = {"": _Hub(path, split, revision)}
         else:
-            try:
-                files = _included(data_files(local_path(path)), include)
-            except DataError as error:
-                raise DataError(f"{error}, or set data.split for a hub data set") from None
+            files = _included(data_files(local_path(path)), include)
             self._files = {name: _open(file, name) for name, file in files.items()}
         forms = {file.form for file in self._files.values()}
         if len(forms) > 1:

@@ -8,7 +8,6 @@ part is made once its file in `data/` is there, and is never changed.
 import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from rmexp.data.streams import Span
 from rmexp.errors import ConfigError, DataError
-from rmexp.files import make_folder, replace
+from rmexp.files import make_folder, replace, written_whole
 from rmexp.outside import known, parse_json, read_json
 
 Array = NDArray[Any]
@@ -132,11 +131,11 @@ class Output:
         path = self.path(number)
         for left in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
             left.unlink()
-        with _draft(path) as draft:
+        with written_whole(path) as draft:
             rows(draft)
             with draft.open("rb") as file:
                 part = about(hashlib.file_digest(file, "sha256").hexdigest())
-            with _draft(self._numbers(number)) as numbers, numbers.open("wb") as file:
+            with written_whole(self._numbers(number)) as numbers, numbers.open("wb") as file:
                 every: dict[str, Any] = {**arrays, "about": np.array(json.dumps(asdict(part)))}
                 np.savez(file, **every)
         shutil.rmtree(self.scores(number), ignore_errors=True)
@@ -169,17 +168,6 @@ class Output:
                 "command again"
             ) from error
         return part, arrays
-
-
-@contextmanager
-def _draft(path: Path) -> Iterator[Path]:
-    """Yield where to write a file that appears whole at the end of the block, or not at all."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _short(value: object) -> str:

@@ -6,9 +6,9 @@ from typing import Literal
 
 from rmexp.data.pairs import CONVERSATION, check_columns, read_pair, read_response
 from rmexp.data.rows import Row
-from rmexp.data.selection import BAD_ROW_POLICIES, bad_row
+from rmexp.data.selection import bad_row, check_on_bad_row
 from rmexp.data.streams import Content, Span
-from rmexp.errors import ConfigError, DataError
+from rmexp.errors import DataError
 from rmexp.schema import Example
 
 Kind = Literal["pairs", "responses"]
@@ -39,10 +39,7 @@ class RowReader:
 
     def __init__(self, columns: Mapping[str, str] | None, on_bad_row: str) -> None:
         self._columns, self._on_bad_row = check_columns(columns, "data"), on_bad_row
-        if on_bad_row not in BAD_ROW_POLICIES:
-            raise ConfigError(
-                f"data.on_bad_row={on_bad_row}: choose from {', '.join(BAD_ROW_POLICIES)}"
-            )
+        check_on_bad_row(on_bad_row, "data")
 
     def kind(self, row: Row) -> Kind:
         """Return what a row is by its columns; raise DataError where it is neither."""

@@ -20,6 +20,7 @@ from typing import Generic, Self, TypeVar
 from filelock import FileLock, Timeout
 
 from rmexp.errors import ConfigError, ScoreError
+from rmexp.files import replace
 from rmexp.outside import parse_json
 
 log = logging.getLogger(__name__)
@@ -40,9 +41,7 @@ class Store(Generic[Value]):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "column.json").exists():
-                draft = self.folder / f"column.json.{uuid.uuid4().hex}"
-                draft.write_text(text, encoding="utf-8")
-                draft.replace(self.folder / "column.json")
+                replace(self.folder / "column.json", text)
         except OSError as error:
             raise ConfigError(
                 f"cannot write to the score store {folder} ({error.strerror}): give another folder "

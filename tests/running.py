@@ -6,8 +6,13 @@ import json
 import logging
 import os
 import runpy
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,3 +125,29 @@ def run_script(root: Path, words: Sequence[str], undrawn: Iterable[tuple[Any, st
                 logging.root.setLevel(level)
     assert isinstance(code, int)
     return Ended(code, stdout.getvalue(), stderr.getvalue())
+
+
+@contextlib.contextmanager
+def mlflow_serving(*words: str, **environment: str) -> Iterator[str]:
+    """Run `mlflow WORDS` as a server of our own, and yield its address once it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", *words, "--host", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen(
+        command,
+        env={**os.environ, **environment},
+        start_new_session=True,  # it has processes of its own
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(240):
+            assert process.poll() is None
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                break
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.5)
+        yield address
+        os.killpg(process.pid, signal.SIGTERM)

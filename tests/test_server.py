@@ -1,16 +1,13 @@
 """A run against a real MLflow server, over HTTP."""
 
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from running import mlflow_serving
 from tiny import tiny_policy
 
 from rmexp.tracking.runs import MlflowClient
@@ -19,23 +16,9 @@ from rmexp.tracking.runs import MlflowClient
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """The address of a server of our own, which keeps the artifacts itself."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
-    command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
-    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(240):
-            assert process.poll() is None
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5).close()
-                break
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.5)
+    words = ["server", "--workers", "1", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+    with mlflow_serving(*words, "--artifacts-destination", str(tmp_path / "artifacts")) as address:
         yield address
-        process.terminate()
 
 
 @pytest.mark.real
@@ -67,6 +50,6 @@ def test_a_run_on_a_server(server: str, tmp_path: Path, project_root: Path) -> N
     assert (
         f"{server}/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}" in done.stdout
     )
-    assert run.data.metrics["toy/overall/n"] == 8
+    assert run.data.metrics["headline/n"] == 8
     names = {entry.path for entry in client.list_artifacts(run.info.run_id)}
     assert {"scores.jsonl", "metrics.json", "style_matrix.png", "run.json"} <= names

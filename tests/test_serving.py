@@ -2,11 +2,7 @@
 
 import json
 import os
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +10,7 @@ from typing import Any
 
 import mlflow.pyfunc
 import pytest
+from running import mlflow_serving
 from test_tracking import CARD, TAGS, fresh_database
 from tiny import tiny_policy, tiny_scalar
 
@@ -83,28 +80,12 @@ def test_a_row_that_is_none_is_named(tmp_path: Path, row: dict[str, Any], said: 
 
 
 @pytest.fixture
-def server(registered: tuple[str, list[float]], tmp_path: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/rm@best"]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", port]
+def server(registered: tuple[str, list[float]]) -> Iterator[str]:
+    words = ["models", "serve", "-m", "models:/rm@best", "--env-manager", "local"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {"PATH": path, "MLFLOW_TRACKING_URI": registered[0], "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, env={**os.environ, **environment}, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    ) as process:  # fmt: skip
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(240):
-            assert process.poll() is None
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5).close()
-                break
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.5)
+    with mlflow_serving(*words, **environment) as address:
         yield address
-        os.killpg(process.pid, 15)
 
 
 @pytest.mark.real

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 _ROOT = Path(__file__).parents[2]
@@ -31,16 +32,19 @@ class Answered(NamedTuple):
 
 
 def first_line(words: str) -> Answered:
-    """Type a command, and end it at its first line."""
+    """Type a command, and end it at its first line; what it has begun to write is deleted."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
-    with subprocess.Popen(
-        [sys.executable, *words.split()],
-        cwd=_ROOT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as process:
+    with (
+        TemporaryDirectory() as folder,
+        subprocess.Popen(
+            [sys.executable, *words.split(), f"out_dir={folder}/out"],
+            cwd=_ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
         assert process.stdout is not None
         line = process.stdout.readline()
         wall = time.perf_counter() - began

@@ -37,6 +37,12 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], re.sub(r"\s*\n\s*", " ", text))
 
 
+def named(columns: Iterable[object]) -> str:
+    """Return columns' names for messages, whatever stands in them."""
+    names = [str(column)[:60] for column in columns]
+    return ", ".join(name if name.isprintable() else ascii(name) for name in names)
+
+
 @contextmanager
 def unshown() -> Iterator[None]:
     """Let `show` print nothing meanwhile."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rmexp.errors import ConfigError, DataError
 from rmexp.files import PUBLISHED
-from rmexp.tables import unmarked
+from rmexp.tables import named, unmarked
 
 _CITATION = re.compile(r" \([^()]*, \d{4}[a-z]?\)$")
 _NOT_PUBLISHED = ("", "-")
@@ -164,17 +164,13 @@ def _lines(file: Path, wanted: Iterable[str]) -> list[tuple[str, dict[str, str]]
         raise DataError(f"{file} is no CSV file ({error}): save it as CSV in UTF-8") from error
     if lacking := [name for name in wanted if name not in there]:
         raise DataError(
-            f"{file} has no column {', '.join(lacking)} (it has {_named(there) or 'none'}): "
+            f"{file} has no column {', '.join(lacking)} (it has {named(there) or 'none'}): "
             "add it to the first line"
         )
     for place, row in rows:
         if None in row:
             raise DataError(f"{place} has more cells than the first line: quote what has commas")
     return [(place, {key.strip(): row[key] or "" for key in row}) for place, row in rows]
-
-
-def _named(columns: Iterable[str]) -> str:
-    return ", ".join(name if name.isprintable() else ascii(name) for name in columns)
 
 
 def _text(cell: str, place: str) -> str:

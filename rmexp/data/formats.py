@@ -15,9 +15,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from rmexp.data.rows import Row, named
+from rmexp.data.rows import Row
 from rmexp.errors import DataError
 from rmexp.outside import parse_record, repeated_key
+from rmexp.tables import named
 
 if TYPE_CHECKING:
     import pyarrow.parquet

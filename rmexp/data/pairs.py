@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
 
-from rmexp.data.rows import Row, Rows, named
+from rmexp.data.rows import Row, Rows
 from rmexp.data.selection import Entry, Selection
 from rmexp.errors import ConfigError, DataError
 from rmexp.schema import Dataset, Example, Message
+from rmexp.tables import named
 
 # HH-RLHF's turns, and those of HelpSteer, whose first one has no mark.
 _TURN = re.compile(r"\n\n(Human|Assistant):")

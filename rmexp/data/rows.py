@@ -13,6 +13,7 @@ from typing import Any
 from rmexp.errors import DataError
 from rmexp.outside import parse_record, repeated_key
 from rmexp.schema import Message
+from rmexp.tables import named
 
 _ROLES = ("system", "user", "assistant")
 _MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
@@ -218,9 +219,3 @@ class Rows:
             if self.whole
             else (f"only the first {self.count} rows were read: they fill the limit",)
         )
-
-
-def named(columns: Iterable[object]) -> str:
-    """Return columns' names for messages, whatever stands in them."""
-    names = [str(column)[:60] for column in columns]
-    return ", ".join(name if name.isprintable() else ascii(name) for name in names)

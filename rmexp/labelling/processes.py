@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,11 +19,12 @@ Engine = Callable[[Task, Sequence[Span], WorkProgress], None]
 
 def here(task: Task, spans: Sequence[Span], progress: WorkProgress) -> None:
     """Make the parts in this process."""
-    ran = Counter[str]()
+    ran = 0
 
     def told(tokens: int) -> None:
-        ran["tokens"] += tokens
-        progress.advance(0, f"{ran['tokens']:,} tokens")
+        nonlocal ran
+        ran += tokens
+        progress.advance(0, f"{ran:,} tokens")
 
     maker = Maker(task, told)
     output = task.output()
@@ -32,7 +32,7 @@ def here(task: Task, spans: Sequence[Span], progress: WorkProgress) -> None:
     for span in output.claimed(spans):
         maker.make(span)
         mine.add(span.number)
-        progress.advance(span.rows, f"{ran['tokens']:,} tokens")
+        progress.advance(span.rows, f"{ran:,} tokens")
     progress.advance(sum(span.rows for span in spans if span.number not in mine))
 
 
@@ -44,13 +44,13 @@ def on_devices(
     Raises ScoreError where a device's process ends, and what is raised in one.
     """
     output, left = task.output(), {span.number: span for span in spans}
-
-    ran = Counter[str]()
+    ran = 0
 
     def tell() -> None:
+        nonlocal ran
         for number in [number for number in left if output.is_made(number)]:
-            ran["tokens"] += output.part(number).tokens
-            progress.advance(left.pop(number).rows, f"{ran['tokens']:,} tokens")
+            ran += output.part(number).tokens
+            progress.advance(left.pop(number).rows, f"{ran:,} tokens")
 
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())

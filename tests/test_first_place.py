@@ -56,7 +56,7 @@ def test_what_cannot_be_told_apart_from_the_best_shares_its_place(runs):
     page = to_markdown("t", "a", {"Measured": found})
     assert page.count("★ 0.") == 2
     assert shared in page.replace("\\", "")
-    assert shared in unescape(to_html("t", "a", {"Measured": found}))
+    assert shared in unescape(to_html("t", "a", {"Measured": found}, str))
 
 
 def test_one_that_is_apart_from_all_others_is_first_alone(runs):

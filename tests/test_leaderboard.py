@@ -123,8 +123,8 @@ def test_readings_and_weights_of_one_name_are_lines_of_their_own():
         HEADLINES,
     )  # fmt: skip
     assert [(line.rm, line.reading) for line in board.lines] == [
-        ("B", "sum, weights abcdefgh/01234567"), ("B", "sum, weights 12345678"),
-        ("A", "mean"), ("A", "sum"),
+        ("B", "sum, abcdefgh/01234567"), ("B", "sum, 12345678"),
+        ("A", "mean, 12345678"), ("A", "sum, 12345678"),
     ]  # fmt: skip
 
 

@@ -6,10 +6,12 @@ from html.parser import HTMLParser
 import pytest
 from test_leaderboard import one
 
-from rmexp.evaluation.leaderboard import make_board
-from rmexp.evaluation.leaderboard_page import to_html, to_markdown
+from rmexp.errors import ConfigError
+from rmexp.evaluation.leaderboard import make_board, with_chance
+from rmexp.evaluation.leaderboard_page import strip, to_html, to_markdown
 from rmexp.tracking.tracked import Evaluation, Measured
 
+PAGE = "http://127.0.0.1:5000/#/experiments/1/runs/"
 HEADLINES = ("rmb/overall", "toy/overall")
 EVIL = "<script>x</script> \"&' |a*b_c|\n_d_"
 MEASURED = [
@@ -23,12 +25,17 @@ MEASURED = [
 
 def boards():
     source = {"rmexp.source": "A <paper>"}
+    chance = {"rmb/overall": 0.5, "rmb/null/random": 0.45, "toy/null/random/partial": 0.0}
     numbers = {"rmb/overall": Measured(0.125)}
     published = Evaluation("r", EVIL, "rmb", numbers, source, published=True)
     return {
-        "Measured": make_board(MEASURED, HEADLINES),
+        "Measured": with_chance(make_board(MEASURED, HEADLINES), lambda run: chance),
         "Published": make_board([published], HEADLINES),
     }
+
+
+def page_of(given=None):
+    return to_html(f"Leaderboard of {EVIL}", "about <it>", given or boards(), PAGE.__add__)
 
 
 class Page(HTMLParser):
@@ -56,22 +63,52 @@ def cells(page):
 
 
 def test_the_page_is_well_formed_and_needs_nothing_from_outside():
-    html = to_html(f"Leaderboard of {EVIL}", "about <it>", boards())
+    html = page_of()
     page = Page(html)
     assert page.open == []
-    assert not re.search(r"https?:|//|@import|url\(", html.replace("</", ""))
-    assert not any({"src", "href"} & set(attributes) for _, attributes in page.tags)
+    assert not re.search(r"https?:|//|@import|url\(", html.replace("</", "").replace(PAGE, ""))
+    assert not any("src" in attributes for _, attributes in page.tags)
+    assert {tag for tag, attributes in page.tags if "href" in attributes} == {"a"}
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert ("th", EVIL) in page.texts
     assert ("li", "A <paper>") in page.texts
     assert ("p", "about <it>") in page.texts
     assert ("li", "toy/overall: partial, nothing of <math>") in page.texts
-    assert {"class", "title"} <= {name for attributes in cells(page) for name in attributes}
-    assert 'run "r' in [attributes.get("title") for attributes in cells(page)]
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert links == [f"{PAGE}{run}" for run in ("r", "r", "r", "r", '"r', "r")]
+
+
+def test_a_strip_shows_number_interval_and_chance_on_the_columns_scale():
+    """rmb goes from b's lower end 0.15 to c's higher end 1, toy from chance at 0 to 0.85."""
+    board = boards()["Measured"]
+    _, b, c, a9, _ = board.lines
+
+    def at(length):
+        return pytest.approx(4 + 92 * length / 0.85, abs=0.01)
+
+    assert vars_of(strip(board, 0, c.cells[0])) == [at(0.75), at(0.65), 96, at(0.3)]
+    assert vars_of(strip(board, 0, b.cells[0])) == [at(0.1), 4, at(0.2), at(0.3)]
+    assert vars_of(strip(board, 1, a9.cells[1])) == [at(0.75), at(0.65), 96, 4]
+    alone = boards()["Published"]
+    assert vars_of(strip(alone, 0, alone.lines[0].cells[0])) == [4, 4, 4, None]
+    html = page_of()
+    assert html.count("<circle") == 6
+    assert html.count('class="chance"') == 5
+
+
+def test_without_the_files_of_a_run_chance_is_not_known():
+    def gone(run):
+        raise ConfigError("not there")
+
+    assert with_chance(make_board(MEASURED, HEADLINES), gone).chance == (None, None)
+
+
+def vars_of(strip):
+    return [strip.at, strip.low, strip.high, strip.chance]
 
 
 def test_cells_carry_what_sorting_needs_and_a_sign_for_the_best():
-    html = to_html("title", "about", boards())
+    html = page_of()
     keys = [(each.get("data-value"), each.get("data-group")) for each in cells(Page(html))]
     absent = (None, None)
     assert keys == [
@@ -82,7 +119,7 @@ def test_cells_carry_what_sorting_needs_and_a_sign_for_the_best():
         absent, ("0.5", "1"),  # d
         ("0.125", "0"),
     ]  # fmt: skip
-    assert re.findall(r"<b>★ ([\d.]+)</b>", html) == ["0.500"]
+    assert re.findall(r">★ ([\d.]+)</a></b>", html) == ["0.500"]
     assert "<small><span>0.400 to 0.600</span>, <span>n 2,000</span></small>" in html
     assert "<span>partial</span>, <span>0.400 to 0.600</span>" in html
     assert html.count('aria-sort="descending"') == 2  # a table
@@ -95,7 +132,8 @@ def test_markdown_has_the_same_numbers():
     text = to_markdown(f"Of {EVIL}", "about", boards())
     lines = text.splitlines()
     assert lines[0] == "# Of \\<script\\>x\\</script\\> \"\\&' \\|a\\*b_c\\| \\_d\\_"
-    heads = "| RM | rmb/overall (not all comparable) | toy/overall (not all comparable) |"
+    apart = "(data data, not all comparable)"
+    heads = f"| RM | rmb/overall {apart} | toy/overall {apart} |"
     at = lines.index(heads)
     apart = "not comparable with the rest of the column"
     assert lines[at + 2 : at + 12] == [
@@ -132,7 +170,7 @@ def test_sorting_in_a_browser(tmp_path, clicks, order):
     if browser is None:
         pytest.skip("needs chromium")
     script = "".join(f"document.querySelectorAll('button')[{at}].click();" for at in clicks)
-    html = to_html("title", "about", {"Measured": make_board(MEASURED, HEADLINES)})
+    html = page_of({"Measured": make_board(MEASURED, HEADLINES)})
     page = tmp_path / "page.html"
     page.write_text(html.replace("</body>", f"<script>{script}</script></body>"))
     words = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]

@@ -45,7 +45,8 @@ def boards(config: dict[str, Any]) -> "dict[str, Board]":
     """
     from rmexp.evaluation.compare import read_run
     from rmexp.evaluation.first_place import with_first_places
-    from rmexp.evaluation.leaderboard import make_board
+    from rmexp.evaluation.leaderboard import make_board, with_chance
+    from rmexp.tracking.finished import recorded_numbers
     from rmexp.tracking.tracked import every_evaluation
 
     names = headlines()
@@ -70,19 +71,22 @@ def boards(config: dict[str, Any]) -> "dict[str, Board]":
                 lambda run: read_run(run, uri, Path(folder) / run, rebuild),
                 config["seed"],
             )
+        made[_MEASURED] = with_chance(made[_MEASURED], partial(recorded_numbers, uri))
     return made
 
 
 def write(boards: "dict[str, Board]", experiment: str, out_dir: Path, run: "Run") -> str:
     """Write the page and the Markdown, show the latter on the run's page, and count the lines."""
     from rmexp.evaluation.leaderboard_page import to_html, to_markdown
+    from rmexp.tracking.pages import run_page
 
     counts = ", ".join(f"{len(board.lines)} {name.lower()}" for name, board in boards.items())
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     title = f"Leaderboard of {experiment}"
     about = f"Reward models: {counts}. Written {now} by rmexp {version('rmexp')}."
+    link = partial(run_page, run.uri, run.experiment_id)
     markdown = to_markdown(title, about, boards)
-    (out_dir / "leaderboard.html").write_text(to_html(title, about, boards), encoding="utf-8")
+    (out_dir / "leaderboard.html").write_text(to_html(title, about, boards, link), encoding="utf-8")
     (out_dir / "leaderboard.md").write_text(markdown, encoding="utf-8")
     run.keep(out_dir / "leaderboard.html", out_dir / "leaderboard.md")
     note = markdown

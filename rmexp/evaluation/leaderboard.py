@@ -4,10 +4,12 @@ Pure: evaluations in, values out. Only numbers that rest on the same examples ar
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rmexp.metrics import partial_name
+from rmexp.errors import RmexpError
+from rmexp.metrics import partial_name, plain_name
+from rmexp.stats.nulls import CHANCE, null_name
 from rmexp.tracking.tracked import Basis, Evaluation, Measured
 
 
@@ -29,7 +31,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """An RM as it was read, with a cell a column, None where it was not evaluated."""
+    """An RM as it was read, with a cell a column, None where it was not evaluated.
+
+    `reading` is how it was read, and the fingerprints of its weights or its recorded scores.
+    """
 
     rm: str
     reading: str
@@ -40,19 +45,26 @@ class Line:
 class Board:
     """The lines, best first in the column `sorted_by`; columns that nobody has are left out.
 
-    `standing` says of each column who shares its first place; see `first_place`.
+    `data` is each column's fingerprint of the examples that most RMs share, "" where none is known.
+    `standing` says of each column who shares its first place; see `first_place`. `chance` is what
+    random rewards reach in each column, None where that is not known.
     """
 
     columns: tuple[str, ...]
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
     sorted_by: int
+    data: tuple[str, ...]
     standing: tuple[str, ...] = ()
+    chance: tuple[float | None, ...] = ()
+
+    def cells(self, column: int) -> list[Cell]:
+        """Return a column's cells."""
+        return [cell for line in self.lines if (cell := line.cells[column]) is not None]
 
     def mixed(self, column: int) -> bool:
         """Say whether a column's cells are not all comparable."""
-        cells = [line.cells[column] for line in self.lines]
-        return any(cell.group > 0 for cell in cells if cell is not None)
+        return any(cell.group > 0 for cell in self.cells(column))
 
 
 _Key = tuple[str, str, str]  # which RM a line is
@@ -107,11 +119,10 @@ def make_board(found: Iterable[Evaluation], headlines: Sequence[str]) -> Board:
         headline: _cells(headline, chosen, groups[headline], notes)
         for headline, chosen in columns.items()
     }
-    named = Counter(key[:2] for key in keys)
     lines = [
         Line(
             key[0],
-            ", ".join(filter(None, (key[1], f"weights {key[2]}" if named[key[:2]] > 1 else ""))),
+            ", ".join(filter(None, key[1:])),
             tuple(cells[headline].get(key) for headline in columns),
         )
         for key in keys
@@ -119,7 +130,28 @@ def make_board(found: Iterable[Evaluation], headlines: Sequence[str]) -> Board:
     counts = [sum(cell.group == 0 for cell in column.values()) for column in cells.values()]
     sorted_by = counts.index(max(counts)) if counts else 0
     lines.sort(key=lambda line: (_rank(line.cells[sorted_by]), line.rm.casefold(), line.reading))
-    return Board(tuple(columns), tuple(lines), tuple(notes), sorted_by)
+    measured = not any(each.published for each in evaluations)
+    data = tuple((next(iter(groups[name])).data or "")[:8] if measured else "" for name in columns)
+    return Board(tuple(columns), tuple(lines), tuple(notes), sorted_by, data)
+
+
+def with_chance(board: Board, numbers: Callable[[str], Mapping[str, float]]) -> Board:
+    """Add what random rewards reach in each column, from all numbers of one run of it."""
+    return replace(
+        board, chance=tuple(_chance(board, at, numbers) for at in range(len(board.data)))
+    )
+
+
+def _chance(
+    board: Board, column: int, numbers: Callable[[str], Mapping[str, float]]
+) -> float | None:
+    run = min(board.cells(column), key=lambda cell: cell.group).run_id
+    try:
+        found = numbers(run)
+    except RmexpError:  # its files are not to be had
+        return None
+    wanted = null_name(board.columns[column].partition("/")[0], CHANCE)
+    return next((value for name, value in found.items() if plain_name(name) == wanted), None)
 
 
 def _find(evaluation: Evaluation, headline: str) -> _Found | None:

@@ -1,6 +1,7 @@
 """Boards as one self-contained HTML page, and as Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -11,16 +12,33 @@ from rmexp.tables import Markdown, markdown, plain
 
 _LEGEND = (
     "Small print: the 95 % interval, or that there are too few prompts for one, and the number of "
-    "examples n. Numbers of a column that rest on "
+    "examples n; behind a model how it was read and the fingerprint of its weights or recorded "
+    "scores, behind a column the fingerprint of its examples. Numbers of a column that rest on "
     "different examples carry a note, and are sorted behind the others.",
     "★ marks what shares the first place of a column: the highest of the comparable numbers, and "
     "those that no paired test over the same prompts tells apart from it (Holm's p from 0.05). Of "
     "published numbers, whose examples are not known, it is the highest.",
 )
+_CHART = (
+    "Below each number is the number with its interval, on one scale for the whole column; the "
+    "vertical line is what random rewards reach. Each number is a link to its run."
+)
 _MIXED = "not all comparable"
 
+Link = Callable[[str], str]  # the address of the page of a run
 
-def to_html(title: str, about: str, boards: Mapping[str, Board]) -> str:
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """A cell's number and interval as a picture, in percent of the column's width."""
+
+    at: float
+    low: float
+    high: float
+    chance: float | None
+
+
+def to_html(title: str, about: str, boards: Mapping[str, Board], link: Link) -> str:
     """Return the page with a section a board; it needs nothing from outside, nor its script."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -34,8 +52,10 @@ def to_html(title: str, about: str, boards: Mapping[str, Board]) -> str:
         title=title,
         about=about,
         boards=boards,
-        mixed=_MIXED,
-        legend=_LEGEND,
+        heading=heading,
+        legend=(*_LEGEND, _CHART),
+        link=link,
+        strip=strip,
         value=_value,
         details=_details,
         few=_few,
@@ -47,7 +67,7 @@ def to_markdown(title: str, about: str, boards: Mapping[str, Board]) -> str:
     lines = [f"# {plain(title)}", "", plain(about)]
     for name, board in boards.items():
         heads = [
-            f"{column} ({_MIXED})" if board.mixed(at) else column
+            column + (f" ({', '.join(said)})" if (said := heading(board, at)) else "")
             for at, column in enumerate(board.columns)
         ]
         rows = [
@@ -60,6 +80,34 @@ def to_markdown(title: str, about: str, boards: Mapping[str, Board]) -> str:
             lines += ["", *(f"{at}. {plain(note)}" for at, note in enumerate(board.notes, 1))]
     lines += [part for line in _LEGEND for part in ("", plain(line))]
     return "\n".join(lines) + "\n"
+
+
+def heading(board: Board, column: int) -> list[str]:
+    """Return what is said of a column's examples."""
+    data, mixed = board.data[column], board.mixed(column)
+    return ([f"data {data}"] if data else []) + ([_MIXED] if mixed else [])
+
+
+def strip(board: Board, column: int, cell: Cell) -> Strip:
+    """Return where a cell's number lies between the column's lowest and highest end."""
+    chance = board.chance[column] if board.chance else None
+    ends = [end for each in board.cells(column) for end in _ends(each)]
+    ends += [] if chance is None else [chance]
+    lowest, width = min(ends), max(ends) - min(ends) or 1.0
+
+    def place(value: float) -> float:
+        return round(4 + 92 * (value - lowest) / width, 2)  # a dot at an end is not cut
+
+    low, high = _ends(cell)
+    at = place(cell.measured.value)
+    return Strip(at, place(low), place(high), None if chance is None else place(chance))
+
+
+def _ends(cell: Cell) -> tuple[float, float]:
+    measured = cell.measured
+    if measured.low is None or measured.high is None:
+        return measured.value, measured.value
+    return measured.low, measured.high
 
 
 def _text(cell: Cell | None) -> str:

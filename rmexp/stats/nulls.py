@@ -42,10 +42,15 @@ def null_metrics(
     found: list[Metric] = []
     for null in NULLS:
         draws = [_needed(metrics(rows), headline) for rows in _rewarded(null, scored, rng)]
-        prefix = f"{bench}/null/{null}"
+        prefix = null_name(bench, null)
         names = {metric.name: f"{prefix}/{metric.name}" for metric in draws[0]} | {headline: prefix}
         found += [_renamed(_averaged(same), names) for same in zip(*draws, strict=True)]
     return found
+
+
+def null_name(bench: str, null: str) -> str:
+    """Return the name of a benchmark's headline under a null."""
+    return f"{bench}/null/{null}"
 
 
 def is_null(name: str) -> bool:

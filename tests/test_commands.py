@@ -40,6 +40,7 @@ from rmexp.scoring.rewards import open_reward
 from rmexp.scoring.score import Settings
 from rmexp.scoring.store import ScoreStore
 from rmexp.signals import Killed
+from rmexp.tracking import owner
 from rmexp.tracking import runs as tracking
 from rmexp.tracking.run_folder import hold, running, write_status
 from rmexp.tracking.runs import MlflowClient, open_run
@@ -865,9 +866,13 @@ def test_a_run_that_is_killed_goes_on_from_there(command, unbroken, number):
     assert ended.data.tags["rmexp.error"] == reason
 
 
+REUSED = f"{os.getpid()} started at tick 1"  # an id of a process that is another one's by now
+
+
 def test_runs_whose_process_died_are_ended_by_the_next_one_that_begins(command):
     """The command between fails before anything is tracked, and forgets none."""
     own, child, old = (open_run(command.uri, "rmexp", name, {}) for name in ("a", "b", "c"))
+    gone = open_run(command.uri, "rmexp", "d", owner.tags() | {owner.PROCESS: REUSED})
     folder = command.top / "out"
     for place, run in ((folder, own), (folder / "eval" / "toy", child)):
         place.mkdir(parents=True)
@@ -880,6 +885,7 @@ def test_runs_whose_process_died_are_ended_by_the_next_one_that_begins(command):
     statuses = {run.info.run_id: run.info.status for run in command.runs()}
     ids = (done.status["run_id"], own.run_id, child.run_id, old.run_id)
     assert [statuses[run_id] for run_id in ids] == ["FINISHED", "KILLED", "KILLED", "RUNNING"]
+    assert gone.client.get_run(gone.run_id).info.status == "KILLED"
 
 
 def test_a_folder_in_which_another_process_works_is_left_alone(command):

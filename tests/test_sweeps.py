@@ -31,6 +31,7 @@ from rmexp.scoring.rewards import open_reward
 from rmexp.scoring.score import Settings
 from rmexp.scoring.store import ScoreStore
 from rmexp.stats.bestofn import Point, kl, write
+from rmexp.tracking import owner
 from rmexp.tracking.run_folder import hold, read_status, running, write_status
 from rmexp.tracking.runs import MlflowClient, open_run
 
@@ -308,6 +309,8 @@ def kill_once_a_job_has_begun(place: Place) -> None:
 def test_a_sweep_that_died_is_ended_by_the_next_one_in_its_folder(place: Place) -> None:
     """Its second job is none of the new sweep's; a third one is still at work."""
     dead = [open_run(place.uri(), "sweeps", str(number), {}) for number in range(4)]
+    reused = owner.tags() | {owner.PROCESS: f"{os.getpid()} started at tick 1"}
+    dead.append(open_run(place.uri(), "elsewhere", "of another folder", reused))
     for number, run in enumerate(dead[:3]):
         (place.top / "out" / str(number)).mkdir(parents=True)
         found = {"run_id": run.run_id, "sweep": dead[3].run_id, **running()}
@@ -319,7 +322,7 @@ def test_a_sweep_that_died_is_ended_by_the_next_one_in_its_folder(place: Place) 
         place.run("-m", "model=one", "bench=toy", "bench.limit=1", "seed=0")
     client = MlflowClient(tracking_uri=place.uri())
     statuses = [client.get_run(run.run_id).info.status for run in dead]
-    assert statuses == ["KILLED", "KILLED", "RUNNING", "KILLED"]
+    assert statuses == ["KILLED", "KILLED", "RUNNING", "KILLED", "KILLED"]
     with hold(place.top / "out"):
         done = place.run("-m", "model=one", "bench=toy", "seed=0", code=1)
     assert "another process is at work" in done.err

@@ -246,6 +246,8 @@ def _run(
             status |= {"run_id": run.run_id, "experiment_id": run.experiment_id}
             for before in status.pop("unended", ()):
                 run.end_left(before)
+            if not sweeps.is_open():  # whose parent run has done it
+                run.end_dead()
             write_status(out_dir, status | run_folder.running())
             for params in (chosen, explaining(config)):
                 run.log_params(params)

@@ -54,6 +54,7 @@ def open_sweep(
     words = [word for word in overrides if word.partition("=")[0] in varied]
     run = open_run(uri, experiment, " ".join(["sweep", *words])[:250], tags)
     _end_left(folder, run)
+    run.end_dead()
     for name in (_STOP, jobs.LIST):  # of an earlier sweep in this folder
         (folder / name).unlink(missing_ok=True)
     found = {"run_id": run.run_id, "varied": list(varied)}

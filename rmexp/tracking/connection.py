@@ -149,12 +149,13 @@ def _artifacts(uri: str, experiment: str) -> str | None:
 def lock(uri: str) -> Path:
     """Return the file that processes lock to write to a tracking server what must not be doubled.
 
-    It lies beside the database of SQLite, else in the user's cache folder.
+    It lies beside the database of SQLite; all others share one in the user's cache folder, as it is
+    held for moments.
     """
     if database := _database(uri):
         database.parent.mkdir(parents=True, exist_ok=True)
         return database.with_name(f"{database.name}.lock")
-    return make_cache() / f"tracking-{_digest(redact(uri))}.lock"
+    return make_cache() / "tracking.lock"
 
 
 def _digest(text: str) -> str:

@@ -43,7 +43,7 @@ from rmexp.errors import RmexpError
 from rmexp.metrics import headline
 from rmexp.secrets import mask, redact
 from rmexp.signals import Killed, uninterrupted
-from rmexp.tracking import logged_models, pages
+from rmexp.tracking import logged_models, owner, pages
 from rmexp.tracking.connection import ERRORS, connect, first_line, lock, reached
 from rmexp.tracking.finished import recorded_numbers
 from rmexp.tracking.logged_models import MODEL, WEIGHTS, Card
@@ -267,6 +267,15 @@ class Run:
         except ERRORS as lost:
             log.warning("could not end the run %s (%s)", run_id, first_line(lost))
 
+    def end_dead(self) -> None:
+        """End the runs of this machine, in any experiment of the server, whose process is gone."""
+        try:
+            with FileLock(lock(self.uri)):
+                for run_id in owner.dead_runs(self.client):
+                    self.end_left(run_id)
+        except ERRORS as lost:
+            log.warning("could not look for runs whose process died (%s)", first_line(lost))
+
     def where(self) -> str:
         """Say how to look at the run: its page, after what opens it if that is needed."""
         page, opens = (
@@ -325,6 +334,7 @@ def open_run(
         MLFLOW_RUN_NAME: redact(name)[:_NAME_LENGTH],
         MLFLOW_SOURCE_NAME: tags.get("rmexp.command", name),
         **_who(),
+        **owner.tags(),
         **tags,
     }
     if parent is not None:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -19,10 +20,25 @@ class WorkProgress:
 
     Work is counted in tokens, not in responses: the longest come first. `unit` names what stands in
     for tokens where these are not known before. One of several that go on side by side is `shown`.
+    Where `told` hears of the work done, it is a part of other work, and nothing is shown of it.
     """
 
-    def __init__(self, label: str, work: int, unit: str = "tokens", shown: bool = True) -> None:
-        self._label, self._work, self._unit, self._shown = label, work, unit, shown
+    def __init__(
+        self,
+        label: str,
+        work: int,
+        unit: str = "tokens",
+        shown: bool = True,
+        told: Callable[[int], None] | None = None,
+    ) -> None:
+        shown = shown and told is None
+        self._label, self._work, self._unit, self._shown, self._told = (
+            label,
+            work,
+            unit,
+            shown,
+            told,
+        )
         self._done = 0
         self._began = time.monotonic()
         self._next_line = self._began + _SECONDS_TO_FIRST_LINE
@@ -44,6 +60,8 @@ class WorkProgress:
     def advance(self, work: int, note: str = "") -> None:
         """Count work as done; a line of the log ends in the note, what the work gave so far."""
         self._done += work
+        if self._told is not None:
+            self._told(work)
         now = time.monotonic()
         rate = self._done / max(now - self._began, 1e-9)
         if self._bar is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -21,16 +22,20 @@ from rmexp.errors import ConfigError, DataError, ScoreError
 from rmexp.labelling.choosing import best_of_each, check_choice, choose, highest
 from rmexp.labelling.in_run import share_of
 from rmexp.labelling.output import Output
-from rmexp.labelling.parts import Task
+from rmexp.labelling.parts import Maker, Task
 from rmexp.labelling.processes import here, on_devices
 from rmexp.labelling.rows import RowReader
 from rmexp.labelling.summary import count_ties, summarise
 from rmexp.models.forward import Forward
 from rmexp.progress import WorkProgress
 from rmexp.schema import Dataset, Example, Message, scored_example
+from rmexp.scoring.by_parts import PartScorer, Tokens, Told, part_scorer
 from rmexp.scoring.columns import Column
+from rmexp.scoring.ensemble import EnsembleReward
+from rmexp.scoring.model_reward import Seen
+from rmexp.scoring.recorded import RecordedReward
 from rmexp.scoring.rewards import open_reward
-from rmexp.scoring.score import Reward, Scoring, Settings
+from rmexp.scoring.score import Scoring, Settings
 from rmexp.tracking.runs import MlflowClient
 
 PAIRS = [{"prompt": f"{n}?", "chosen": "y" * (n % 7 + 1), "rejected": "no"} for n in range(25)]
@@ -40,18 +45,17 @@ RESPONSES = [{"prompt": f"{n % 4}?", "response": "y" * (n % 7 + 1)} for n in ran
 class Lengths:
     """A response is worth its length; one of 3 characters is worth nothing that is a number."""
 
-    name = description = "lengths"
-
     def __init__(self, nan: int = 0) -> None:
         self.nan, self.asked = nan, 0
 
-    def fingerprints(self, cache: Path) -> dict[str, str]:
-        return {"rmexp.weights": "lengths"}
+    def load(self) -> None:
+        pass
 
-    def traits(self) -> dict[str, str]:
-        return {"method": "scalar"}
+    def encode(self, data: Dataset) -> Tokens:
+        return Tokens(data, {}, Seen(), len(data.examples))
 
-    def score(self, data: Dataset, settings: Settings) -> Scoring:
+    def score(self, tokens: Tokens, folder: Path) -> Scoring:
+        data = tokens.data
         self.asked += len(data.examples)
 
         def worth(response: str) -> float:
@@ -64,11 +68,10 @@ class Lengths:
 
 
 class Label:
-    """Score a file without a run; `reward` may be changed, `made` are the spans."""
+    """Score a file without a run; `scorer` may be changed, `spans` are those of the last file."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.reward, self.options = folder, Lengths(), {}
-        self.settings = Settings(folder / "store")
+        self.folder, self.scorer, self.options = folder, Lengths(), {}
 
     def __call__(
         self, data: Path, size: int = 10, only: Callable[[int], bool] = lambda _: True
@@ -86,8 +89,7 @@ class Label:
             self.folder / "out",
             rows.form,
             self.options.get("prefix", ""),
-            self.settings,
-            lambda device: self.reward,
+            lambda device, told: self.scorer,
         )
         output = self.task.output()
         output.prepare({"data": rows.digest, "kind": self.task.kind, "form": rows.form})
@@ -190,7 +192,7 @@ def test_rows_of_two_kinds_are_refused(label, tmp_path):
 
 
 def test_what_is_not_finite_is_null_and_counted(label, tmp_path):
-    label.reward = Lengths(nan=3)
+    label.scorer = Lengths(nan=3)
     output = label(write_lines(tmp_path / "rows.jsonl", PAIRS))
     found = lines(output)
     assert [row["row"] for row in found if row["margin"] is None] == [2, 9, 16, 23]
@@ -201,7 +203,7 @@ def test_what_is_not_finite_is_null_and_counted(label, tmp_path):
     assert metrics["rewards/margin/median"] == np.median(finite)
     assert metrics["rewards/margin/q95"] == np.quantile(finite, 0.95)
     assert metrics["scoring/ties"] == sum(margin == 0 for margin in finite)
-    label.reward, label.folder = Lengths(nan=2), tmp_path / "other"
+    label.scorer, label.folder = Lengths(nan=2), tmp_path / "other"
     path = write_lines(tmp_path / "many.jsonl", PAIRS * 4)
     with pytest.raises(ScoreError, match=r"none of 100 rewards is finite, from many\.jsonl:1 on"):
         label(path, 100)
@@ -211,13 +213,13 @@ def test_only_the_parts_that_are_missing_are_made(label, tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", PAIRS)
     output = label(path)
     before = {part.name: part.read_bytes() for part in output.data.iterdir()}
-    label.reward = Lengths()
+    label.scorer = Lengths()
     label(path)
-    assert label.reward.asked == 0
+    assert label.scorer.asked == 0
     output.path(1).unlink()
     (output.data / f".{output.path(1).name}.123").write_text("half of it")  # as SIGKILL leaves it
     label(path)
-    assert label.reward.asked == 10
+    assert label.scorer.asked == 10
     assert {part.name: part.read_bytes() for part in output.data.iterdir()} == before
 
 
@@ -227,18 +229,70 @@ def test_a_folder_holds_the_rewards_of_one_thing(label, tmp_path):
         label(write_lines(tmp_path / "rows.jsonl", PAIRS[1:]))
 
 
-def test_a_part_that_another_process_makes_is_waited_for(label, tmp_path, monkeypatch):
+def test_a_part_that_another_process_makes_is_waited_for(label, tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", PAIRS)
     output = label(path)
-    spans = label.spans
-    for span in spans:
+    for span in label.spans:
         output.path(span.number).unlink()
-    held = output.claimed(spans)
-    assert next(held).number == 0  # and is held
-    others = output.claimed(spans)
-    assert [next(others).number, next(others).number] == [1, 2]
-    held.close()
-    assert next(others).number == 0  # nobody has made it
+    with output.claims() as mine, output.claims() as others:
+        assert next(mine.take(label.spans)).number == 0  # and is held
+        assert [span.number for span in others.take(label.spans)] == [1, 2]
+        mine.drop(label.spans[0])
+        left = others.take(label.spans[:1], waits=True)
+        assert next(left).number == 0  # nobody has made it
+
+
+def test_a_part_is_begun_while_the_one_before_is_scored(label, tmp_path):
+    begun = Event()
+
+    class Slow(Lengths):
+        def encode(self, data: Dataset) -> Tokens:
+            if data.examples[0].id == "10":
+                begun.set()
+            return super().encode(data)
+
+        def score(self, tokens: Tokens, folder: Path) -> Scoring:
+            assert begun.wait(60)
+            return super().score(tokens, folder)
+
+    label.scorer = Slow()
+    assert [row["row"] for row in lines(label(write_lines(tmp_path / "r.jsonl", PAIRS)))] == list(
+        range(25)
+    )
+
+
+def test_rows_are_told_by_the_share_of_the_tokens(label, tmp_path):
+    """What was scored before an end is not run again, and is told at the part's end."""
+    told: list[tuple[int, int]] = []
+    label(write_lines(tmp_path / "rows.jsonl", PAIRS))
+    task = replace(label.task, open_scorer=lambda device, tell: Telling(tell))
+    shutil.rmtree(task.output().data)
+    task.output().data.mkdir()
+    assert len(list(Maker(task, lambda *done: told.append(done)).make_all(label.spans[:1]))) == 1
+    assert told == [(2, 30), (2, 20), (1, 10), (5, 0)]
+
+
+class Telling(Lengths):
+    """As if half of 120 tokens had been run before."""
+
+    def __init__(self, tell: Told) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def encode(self, data: Dataset) -> Tokens:
+        return Tokens(data, {}, Seen(), 120)
+
+    def score(self, tokens: Tokens, folder: Path) -> Scoring:
+        for ran in (30, 20, 10):
+            self.tell(ran)
+        return super().score(tokens, folder)
+
+
+def test_what_does_not_score_part_by_part_is_refused(tmp_path):
+    recorded = RecordedReward(str(write_lines(tmp_path / "scores.jsonl", [])))
+    for reward in (recorded, EnsembleReward([recorded, recorded])):
+        with pytest.raises(ConfigError, match=r"\) does not score data part by part"):
+            part_scorer(reward, Settings(tmp_path), lambda tokens: None)
 
 
 def test_shards_join_without_overlap(label, tmp_path):
@@ -396,8 +450,8 @@ def test_the_command_gives_the_rewards_of_an_evaluation_and_logs_both_sets(
 
 def test_batches_that_were_scored_before_an_end_are_not_run_again(label, scalar, tmp_path):
     """The weights are loaded once for all parts, and the scores of a part go when it is written."""
-    label.reward = open_reward(path=str(scalar))
-    label.settings = Settings(tmp_path / "store", batch_tokens=100)
+    settings = Settings(tmp_path / "store", batch_tokens=100)
+    label.scorer = part_scorer(open_reward(path=str(scalar)), settings, lambda tokens: None)
     ran, loads = [], []
     load = Column.load
 
@@ -439,16 +493,16 @@ def test_batches_that_were_scored_before_an_end_are_not_run_again(label, scalar,
 @pytest.mark.real
 def test_two_devices_write_what_one_writes(label, scalar, tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", PAIRS)
-    label.reward = open_reward(path=str(scalar))
+    label.scorer = opened(str(scalar), tmp_path / "store", None, lambda tokens: None)
     output = label(path)
     one = {part.name: part.read_bytes() for part in output.data.iterdir()}
     shutil.rmtree(output.data)
     output.data.mkdir()
-    task = replace(label.task, open_reward=partial(opened, str(scalar)))
+    task = replace(label.task, open_scorer=partial(opened, str(scalar), tmp_path / "store"))
     with WorkProgress("", 25, "rows") as progress:
         on_devices(["cpu", "cpu"], task, label.spans, progress)
     assert {part.name: part.read_bytes() for part in output.data.iterdir()} == one
 
 
-def opened(path: str, device: str | None) -> Reward:
-    return open_reward(path=path, device=device or "auto")
+def opened(path: str, store: Path, device: str | None, told: Told) -> PartScorer:
+    return part_scorer(open_reward(path=path, device=device or "auto"), Settings(store), told)

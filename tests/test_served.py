@@ -18,7 +18,8 @@ from tiny import tiny_scalar
 
 from rmexp import client
 from rmexp.errors import ConfigError, RmexpError
-from rmexp.schema import Example, Message
+from rmexp.schema import Dataset, Example, Message
+from rmexp.scoring.by_parts import part_scorer
 from rmexp.scoring.rewards import open_reward
 from rmexp.scoring.score import Settings
 from rmexp.scoring.served import open_served
@@ -147,6 +148,28 @@ def test_a_long_conversation_is_cut_here_in_tokens_and_texts_alike(serve, model,
         np.testing.assert_allclose(flat(served), flat(here), atol=1e-5, rtol=0)
     whole = said(opened(serve(model, "mlflow"), folder, max_length=40), tmp_path / "mlflow")
     assert "cut at model.max_length" in whole
+
+
+def test_of_parts_the_scores_are_their_own_and_one_shows_that_all_are_raw(
+    serve, model, folder, tmp_path
+):
+    """A small part may lie between 0 and 1 by chance; the server says nothing of it."""
+    pairs = [(example, text) for example in EXAMPLES for text in example.responses]
+    each = [Example(str(at), "", e.prompt, (text,), ()) for at, (e, text) in enumerate(pairs)]
+    here = flat(rewards(open_reward(path=str(folder)), tmp_path / "here", each))
+    inside = [e for e, reward in zip(each, here, strict=True) if 0 <= reward <= 1]
+    assert 0 < len(inside) < len(each)
+    reward = opened(serve(model, "sglang"), folder)
+    told: list[int] = []
+    scorer = part_scorer(reward, Settings(tmp_path / "store"), told.append)
+    found = [
+        scorer.score(scorer.encode(Dataset(tuple(part), "rows")), tmp_path / f"part{at}")
+        for at, part in enumerate((each, inside))
+    ]
+    np.testing.assert_allclose(flat(found[0]), here, atol=1e-5, rtol=0)
+    assert len(found[1].scored) == len(inside) == stored(tmp_path / "part1")
+    assert sum(told) == sum(one.counts["tokens"] for one in found)
+    assert not (tmp_path / "store").exists()
 
 
 # Rewards that are not raw

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from rmexp.data.streams import RowStream
     from rmexp.labelling.in_run import Work
     from rmexp.labelling.processes import Engine
-    from rmexp.scoring.score import Reward
+    from rmexp.scoring.by_parts import PartScorer, Told
+    from rmexp.scoring.score import Reward, Settings
     from rmexp.tracking.runs import Run
 
 log = logging.getLogger(__name__)
@@ -34,10 +35,14 @@ _CHANGING = ("on_overlength", "prefix")
 _CHANGING_DATA = ("limit", "on_bad_row", "columns")
 
 
-def open_on(model: Mapping[str, Any], device: str | None) -> "Reward":
-    """Open a model's config, on a device of this machine if one is given."""
+def open_scorer(
+    model: Mapping[str, Any], settings: "Settings", device: str | None, told: "Told"
+) -> "PartScorer":
+    """Open a model's config to score parts, on a device of this machine if one is given."""
+    from rmexp.scoring.by_parts import part_scorer
+
     reward: Reward = build(model if device is None else {**model, "device": device})
-    return reward
+    return part_scorer(reward, settings, told)
 
 
 def plan(
@@ -48,6 +53,7 @@ def plan(
     from rmexp.labelling.in_run import Work, share_of
     from rmexp.labelling.parts import Task
     from rmexp.labelling.rows import RowReader
+    from rmexp.scoring.by_parts import part_scorer
 
     data = config["data"]
     reader = RowReader(data["columns"], data["on_bad_row"])
@@ -56,7 +62,8 @@ def plan(
     spans = rows.spans(whole(config, "shard_rows", least=1), limit)
     first = rows.read(dataclasses.replace(spans[0], rows=1)).rows[0]
     kind = reader.kind(first)
-    engine, opened = _engine(config, reward)
+    how = settings(config)
+    part_scorer(reward, how, lambda tokens: None)  # or it says why not
     task = Task(
         source={name: data[name] for name in _SOURCE},
         columns=data["columns"],
@@ -65,27 +72,27 @@ def plan(
         out=folder(config, "out"),
         form=rows.form,
         prefix=str(config["prefix"]),
-        settings=settings(config),
-        open_reward=partial(open_on, model) if opened is None else lambda _: opened,
+        open_scorer=partial(open_scorer, model, how),
     )
     choice = check_choice(config["keep"], config["best_of"], kind)
-    return Work(task, rows, spans, share_of(spans, config["shard"]), choice, engine)
+    mine = share_of(spans, config["shard"])
+    return Work(task, rows, spans, mine, choice, _engine(config, reward), how.store_dir)
 
 
-def _engine(config: Mapping[str, Any], reward: "Reward") -> "tuple[Engine, Reward | None]":
-    """Return what makes the parts, and the reward model where this process has it."""
+def _engine(config: Mapping[str, Any], reward: "Reward") -> "Engine":
+    """Return what makes the parts."""
     from rmexp.labelling import processes
     from rmexp.scoring.computing import count_devices
     from rmexp.scoring.model_reward import ModelReward
 
     if config["devices"] == 1:
-        return processes.here, reward
+        return processes.here
     if not isinstance(reward, ModelReward):
         raise ConfigError(f"devices={config['devices']}: {reward.name} has no weights to copy")
     column = reward.columns[0]
     count = count_devices(config["devices"], column)
     names = [column.device if column.device == "cpu" else f"cuda:{at}" for at in range(count)]
-    return partial(processes.on_devices, names), None
+    return partial(processes.on_devices, names)
 
 
 def score(config: dict[str, Any], out_dir: Path) -> commands.Work:

@@ -29,7 +29,10 @@ _NAMED_ROWS = 5
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a run is to do: the parts of `rows` in spans, of which this run makes `mine`."""
+    """What a run is to do: the parts of `rows` in spans, of which this run makes `mine`.
+
+    `cache` keeps the fingerprints of weights.
+    """
 
     task: Task
     rows: RowStream
@@ -37,6 +40,7 @@ class Work:
     mine: tuple[Span, ...]
     choice: Choice | None
     engine: Engine
+    cache: Path
 
 
 def share_of(spans: Sequence[Span], shard: str | None) -> tuple[Span, ...]:
@@ -67,7 +71,7 @@ def label_in_run(
     is known; `address` is where the reward model was found if that is one of MLflow's.
     """
     task, output = work.task, work.task.output()
-    prints, traits = reward.fingerprints(task.settings.store_dir), reward.traits()
+    prints, traits = reward.fingerprints(work.cache), reward.traits()
     count = sum(span.rows for span in work.spans)
     run.add_to_name(f", n {count:,}")
     digest, source = work.rows.digest, work.rows.source

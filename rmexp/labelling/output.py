@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -87,29 +88,14 @@ class Output:
         """Say whether a part is there."""
         return self.path(number).exists()
 
-    def claimed(self, spans: Sequence[Span]) -> Iterator[Span]:
-        """Yield the spans whose parts are to be made, each while no other process makes it.
+    def claims(self) -> "Claims":
+        """Return what holds the parts that this process makes."""
+        return Claims(self)
 
-        Those that others are making are waited for at the end: what they leave is yielded then.
-        """
-        left, waits = list(spans), False
-        while left:
-            others = []
-            for span in left:
-                if self.is_made(span.number):
-                    continue
-                lock = FileLock(self._own / "locks" / f"{span.number:05d}.lock", blocking=waits)
-                try:
-                    lock.acquire()
-                except Timeout:
-                    others.append(span)
-                    continue
-                try:
-                    if not self.is_made(span.number):
-                        yield span
-                finally:
-                    lock.release()
-            left, waits = others, True
+    def lock(self, number: int, waits: bool) -> FileLock:
+        """Return the lock of a part, which any thread of its process may release."""
+        path = self._own / "locks" / f"{number:05d}.lock"
+        return FileLock(path, blocking=waits, thread_local=False)
 
     @contextmanager
     def ending(self) -> Iterator[None]:
@@ -168,6 +154,49 @@ class Output:
                 "command again"
             ) from error
         return part, arrays
+
+
+class Claims:
+    """The parts that this process makes, and others leave alone, until the block ends."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._held: dict[int, FileLock] = {}
+
+    def take(self, spans: Sequence[Span], waits: bool = False) -> Iterator[Span]:
+        """Yield the spans whose parts are to be made, each held from then on.
+
+        Those that other processes hold are passed over, or waited for.
+        """
+        for span in spans:
+            if self._output.is_made(span.number):
+                continue
+            lock = self._output.lock(span.number, waits)
+            try:
+                lock.acquire()
+            except Timeout:
+                continue
+            self._held[span.number] = lock
+            if self._output.is_made(span.number):
+                self.drop(span)
+            else:
+                yield span
+
+    def drop(self, span: Span) -> None:
+        """Hold a part no longer."""
+        self._held.pop(span.number).release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        while self._held:
+            self._held.popitem()[1].release()
 
 
 def _short(value: object) -> str:

@@ -21,19 +21,13 @@ def here(task: Task, spans: Sequence[Span], progress: WorkProgress) -> None:
     """Make the parts in this process."""
     ran = 0
 
-    def told(tokens: int) -> None:
+    def told(rows: int, tokens: int) -> None:
         nonlocal ran
         ran += tokens
-        progress.advance(0, f"{ran:,} tokens")
+        progress.advance(rows, f"{ran:,} tokens")
 
-    maker = Maker(task, told)
-    output = task.output()
-    mine = set()
-    for span in output.claimed(spans):
-        maker.make(span)
-        mine.add(span.number)
-        progress.advance(span.rows, f"{ran:,} tokens")
-    progress.advance(sum(span.rows for span in spans if span.number not in mine))
+    made = sum(part.rows for part in Maker(task, told).make_all(spans))
+    progress.advance(sum(span.rows for span in spans) - made)
 
 
 def on_devices(
@@ -75,12 +69,10 @@ def on_devices(
 def _on_device(device: str, task: Task, spans: Sequence[Span]) -> None:
     """Make parts until there are none left, or the process that asked for them is gone."""
     parent = os.getppid()
-    maker = Maker(task, nobody, device)
-    for span in task.output().claimed(spans):
+    for _ in Maker(task, nobody, device).make_all(spans):
         if os.getppid() != parent:
             break
-        maker.make(span)
 
 
-def nobody(tokens: int) -> None:
-    """Hear of tokens that another process tells of."""
+def nobody(rows: int, tokens: int) -> None:
+    """Hear of what another process tells of."""

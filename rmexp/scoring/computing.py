@@ -60,7 +60,7 @@ class Request:
     """New responses of a column, by their keys, and how to compute them; see `Settings`.
 
     `pad` is the tokenizer's pad token. `forward` is there if the weights are loaded already. `told`
-    hears of the tokens in place of a progress of its own, where the rows are a part of a stream.
+    hears of the tokens in place of a progress of its own, where the rows are a part of a data set.
     """
 
     column: Column
@@ -188,11 +188,11 @@ def _compute(
     else:
         how = f"padded batches: {forward.obstacle}"
     log.log(_level(request), "%s runs %s", column.checkpoint.name, how)
-    shown = shown and request.told is None
     values: dict[str, float] = {}
     work = Work()
     began = time.monotonic()
-    with WorkProgress(column.checkpoint.name, sum(lengths), shown=shown) as progress:
+    name, told = column.checkpoint.name, request.told
+    with WorkProgress(name, sum(lengths), shown=shown, told=told) as progress:
         for batch, scores in _batches(forward, rows, request.batch_tokens):
             made = list(zip([names[at] for at in batch.rows], scores, strict=True))
             store.append(made)
@@ -202,8 +202,6 @@ def _compute(
             work.tokens_run += batch.tokens
             work.tokens_padded += batch.padded
             progress.advance(tokens)
-            if request.told is not None:
-                request.told(tokens)
     work.seconds = time.monotonic() - began
     rng = np.random.default_rng(request.seed)
     for at in rng.choice(len(rows), min(_SELF_CHECKED, len(rows)), replace=False):
@@ -229,7 +227,7 @@ def in_memory(forward: "Forward", rows: Sequence[Encoded]) -> list[float]:
 
 
 def _level(request: Request) -> int:
-    """Return how loud to be of each call: of the parts of a stream there are many."""
+    """Return how loud to be of each call: of the parts of a data set there are many."""
     return logging.INFO if request.told is None else logging.DEBUG
 
 

@@ -13,7 +13,14 @@ from scipy.stats import rankdata
 
 from rmexp.errors import ConfigError
 from rmexp.schema import Dataset, ScoredExample
-from rmexp.scoring.score import NOTHING_COMPUTED, Reward, Scoring, Settings, count
+from rmexp.scoring.score import (
+    NOTHING_COMPUTED,
+    Reward,
+    Scoring,
+    Settings,
+    check_finite,
+    count,
+)
 
 RULES = ("mean", "min", "rank")
 
@@ -75,9 +82,10 @@ class EnsembleReward:
         }
         if done["seconds"]:
             done["tokens_per_second"] = done["tokens"] / done["seconds"]
+        check_finite(joined, settings.max_non_finite)
         return Scoring(
             joined,
-            done | count(data.examples, joined, settings),
+            done | count(data.examples, joined),
             scorings[0].first_example,
             tuple(dict.fromkeys(row for scoring in scorings for row in scoring.bad_rows)),
         )

@@ -5,19 +5,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rmexp.errors import ConfigError, ScoreError
-from rmexp.models.chat import Chat, Encoded, refuse_unplaced, unplaced
+from rmexp.models.chat import Chat, Encoded, OnOverlength, refuse_unplaced, unplaced
 from rmexp.models.checkpoints import short_count
-from rmexp.schema import Dataset, Example, Message, scored_example
+from rmexp.schema import Dataset, Message, scored_example
 from rmexp.scoring.columns import Column, Values
 from rmexp.scoring.computing import Request, Work, compute, load
-from rmexp.scoring.score import Scoring, Settings, count
+from rmexp.scoring.score import Scoring, Settings, check_finite, count
 from rmexp.scoring.store import ScoreStore, response_key
 
 if TYPE_CHECKING:
@@ -55,6 +55,14 @@ class Seen:
         if not math.isnan(work.max_delta):
             counts["self_check_max_delta"] = work.max_delta
         return counts
+
+    def warn_of_length(self, chat: Chat) -> None:
+        """Say how many responses were longer than the model takes."""
+        if self.truncated or self.dropped:
+            log.warning(
+                "%d responses were cut on the left and %d dropped: longer than %d tokens",
+                *(self.truncated, self.dropped, chat.max_length),
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,31 +114,31 @@ class ModelReward(ABC):
         such rows out; ScoreError for more non-finite rewards than allowed, or if no example is
         left.
         """
-        seen, examples = Seen(), data.examples
-        unique = dict.fromkeys((e.prompt, response) for e in examples for response in e.responses)
-        encoded = _encode_and_load(self, list(unique), settings, seen)
-        bad_rows: tuple[str, ...] = ()
-        if any(column.quantity == "logps" for column in self.columns):
-            encoded, bad_rows = _placed(encoded, examples)
-            if not data.skips:
-                refuse_unplaced(bad_rows, "bench" if settings.stream is None else "data")
+        seen = Seen()
+        encoded = _encode_and_load(self, conversations(data), settings, seen)
+        seen.warn_of_length(self.chat)
+        encoded, bad_rows = placed(self, encoded, data, "bench")
         rows, pad = list(encoded.values()), self.chat.tokenizer.pad_token_id
         columns = [_column(column, rows, settings, pad, seen) for column in self.columns]
         rewards = dict(zip(encoded, self.rewards(columns, rows).tolist(), strict=True))
-        return finish(data, rewards, settings, seen, bad_rows)
+        scoring = finish(data, rewards, seen, bad_rows)
+        check_scoring(scoring, settings)
+        return scoring
+
+
+def conversations(data: Dataset) -> list[Conversation]:
+    """Return each prompt with each of its responses, once."""
+    unique = dict.fromkeys((e.prompt, response) for e in data.examples for response in e.responses)
+    return list(unique)
 
 
 def finish(
     data: Dataset,
     rewards: Mapping[Conversation, float],
-    settings: Settings,
     seen: Seen,
     bad_rows: tuple[str, ...] = (),
 ) -> Scoring:
-    """Return the scoring of the examples whose responses all have rewards.
-
-    Raises ScoreError for more non-finite rewards than allowed, or if no example is left.
-    """
+    """Return the scoring of the examples whose responses all have rewards."""
     scored = [
         scored_example(
             example,
@@ -140,23 +148,34 @@ def finish(
         for example in data.examples
         if all((example.prompt, text) in rewards for text in example.responses)
     ]
-    if not scored and settings.stream is None:
-        bad = f", {len(bad_rows)} are bad rows ({bad_rows[0]})" if bad_rows else ""
-        advice = "raise model.max_length"
-        if bad and not seen.dropped:
-            advice = "give another template as model.chat_template"
-        raise ScoreError(f"no example is left to score{bad}: {advice}")
-    counts = seen.counts() | count(data.examples, scored, settings)
+    counts = seen.counts() | count(data.examples, scored)
     return Scoring(scored, counts, seen.first_example, bad_rows)
 
 
-def _placed(
-    encoded: Mapping[Conversation, Encoded], examples: Sequence[Example]
-) -> tuple[dict[Conversation, Encoded], tuple[str, ...]]:
-    """Return the responses whose place is known, and a line for each example with another one."""
-    placed = {conversation: row for conversation, row in encoded.items() if row.placed}
+def check_scoring(scoring: Scoring, settings: Settings) -> None:
+    """Raise ScoreError for more non-finite rewards than allowed, or if no example is left."""
+    if not scoring.scored:
+        bad_rows = scoring.bad_rows
+        bad = f", {len(bad_rows)} are bad rows ({bad_rows[0]})" if bad_rows else ""
+        advice = "raise model.max_length"
+        if bad and not scoring.counts["dropped"]:
+            advice = "give another template as model.chat_template"
+        raise ScoreError(f"no example is left to score{bad}: {advice}")
+    check_finite(scoring.scored, settings.max_non_finite)
+
+
+def placed(
+    reward: ModelReward, encoded: Mapping[Conversation, Encoded], data: Dataset, group: str
+) -> tuple[Mapping[Conversation, Encoded], tuple[str, ...]]:
+    """Return the responses whose place is known, and a line for each example with another one.
+
+    They are all responses where no log-probability is read. Raises DataError for such lines if the
+    data, of the config's `group`, leave no rows out.
+    """
+    if all(column.quantity == "score" for column in reward.columns):
+        return encoded, ()
     lines = []
-    for example in examples:
+    for example in data.examples:
         others = (
             text
             for text in example.responses
@@ -164,23 +183,23 @@ def _placed(
         )
         if (text := next(others, None)) is not None:
             lines.append(unplaced(example.id, text))
-    return placed, tuple(lines)
+    if not data.skips:
+        refuse_unplaced(lines, group)
+    found = {conversation: row for conversation, row in encoded.items() if row.placed}
+    return found, tuple(lines)
 
 
 def _encode_and_load(
     reward: ModelReward, conversations: Sequence[Conversation], settings: Settings, seen: Seen
-) -> dict[Conversation, Encoded]:
+) -> Mapping[Conversation, Encoded]:
     """Encode while the weights are loaded, which are needed if the first response has no value."""
     column, chat = reward.columns[0], reward.chat
-    if settings.stream is not None and column in settings.stream.loaded:
-        encoded = encode(chat, conversations, settings, seen)
-        check_vocabulary(reward, list(encoded.values()))
-        return encoded
     (first,) = chat.encode(conversations[:1], settings.on_overlength)
     with ThreadPoolExecutor(max_workers=1) as beside:
-        encoding = beside.submit(encode, chat, conversations, settings, seen)
+        encoding = beside.submit(encode, chat, conversations, settings.on_overlength, seen)
         if settings.devices == 1 and first is not None:
-            with _open_store(column, settings) as store:
+            identity = column.identity(settings.store_dir)
+            with ScoreStore(settings.store_dir, identity) as store:
                 needed = _key(column, first) not in store.read() and not store.is_claimed()
             if needed:
                 seen.loaded = load(column, chat.tokenizer.pad_token_id)
@@ -190,10 +209,10 @@ def _encode_and_load(
 
 
 def encode(
-    chat: Chat, conversations: Sequence[Conversation], settings: Settings, seen: Seen
+    chat: Chat, conversations: Sequence[Conversation], on_overlength: OnOverlength, seen: Seen
 ) -> dict[Conversation, Encoded]:
     """Return the conversations' tokens, without those dropped as too long; count these."""
-    encoded = chat.encode(conversations, settings.on_overlength)
+    encoded = chat.encode(conversations, on_overlength)
     kept = {
         conversation: row
         for conversation, row in zip(conversations, encoded, strict=True)
@@ -201,13 +220,6 @@ def encode(
     }
     seen.truncated = sum(row.truncated for row in kept.values())
     seen.dropped = len(conversations) - len(kept)
-    if (seen.truncated or seen.dropped) and settings.stream is None:
-        log.warning(
-            "%d responses were cut on the left and %d dropped: longer than %d tokens",
-            seen.truncated,
-            seen.dropped,
-            chat.max_length,
-        )
     if kept:
         seen.first_example = _as_seen(chat, next(iter(kept.values())))
     return kept
@@ -238,33 +250,34 @@ def _column(
     column: Column, rows: Sequence[Encoded], settings: Settings, pad: int | None, seen: Seen
 ) -> Values:
     """Return the column's values, and add to `seen` what was computed."""
-    keys = [_key(column, row) for row in rows]
-    unique = dict(zip(keys, rows, strict=True))
-    stream = settings.stream
-    told = None if stream is None else stream.told
-    if stream is not None and column in stream.loaded:
-        seen.loaded = stream.loaded[column]
-    with _open_store(column, settings) as store:
-
-        def make(new: list[str]) -> Mapping[str, float]:
-            rows = {key: unique[key] for key in new}
-            options = (settings.store_dir, pad, settings.batch_tokens, settings.seed)
-            if stream is not None and column not in stream.loaded:
-                seen.loaded = stream.loaded[column] = seen.loaded or load(column, pad)
-            request = Request(column, rows, *options, seen.loaded, told)
-            values, work = compute(request, store, settings.devices)
-            seen.work.add(work)
-            return values
-
-        known, computed = store.fill(unique, make)
+    options = (settings.store_dir, pad, settings.batch_tokens, settings.seed)
+    request = Request(column, {}, *options, seen.loaded)
+    with ScoreStore(settings.store_dir, column.identity(settings.store_dir)) as store:
+        values = fill_column(request, rows, store, settings.devices, seen)
     seen.loaded = None  # it is the first column's, and the next one's weights may need the room
+    return values
+
+
+def fill_column(
+    request: Request,
+    rows: Sequence[Encoded],
+    store: ScoreStore,
+    devices: int | str,
+    seen: Seen,
+) -> Values:
+    """Return the rows' values; what the store lacks is computed as the request says."""
+    keys = [_key(request.column, row) for row in rows]
+    unique = dict(zip(keys, rows, strict=True))
+
+    def make(new: list[str]) -> Mapping[str, float]:
+        asked = replace(request, rows={key: unique[key] for key in new})
+        values, work = compute(asked, store, devices)
+        seen.work.add(work)
+        return values
+
+    known, computed = store.fill(unique, make)
     seen.cached += len(unique) - computed
     return np.array([known[key] for key in keys], dtype=np.float64)
-
-
-def _open_store(column: Column, settings: Settings) -> ScoreStore:
-    folder = settings.store_dir if settings.stream is None else settings.stream.folder
-    return ScoreStore(folder, column.identity(settings.store_dir))
 
 
 def _key(column: Column, row: Encoded) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.outside import parse_json
 from rmexp.schema import Dataset, Example, ScoredExample, scored_example
-from rmexp.scoring.score import NOTHING_COMPUTED, Scoring, Settings, count
+from rmexp.scoring.score import NOTHING_COMPUTED, Scoring, Settings, check_finite, count
 from rmexp.scoring.upstream import FORMATS, Format, Upstream
 
 log = logging.getLogger(__name__)
@@ -59,8 +59,9 @@ class RecordedReward:
         scored, ignored = self.lookup(data.examples)
         if ignored:
             log.info("%s: %d rows belong to no selected example", self.path, ignored)
+        check_finite(scored, settings.max_non_finite)
         counts = {**NOTHING_COMPUTED, "recorded_ignored": ignored}
-        return Scoring(scored, counts | count(data.examples, scored, settings))
+        return Scoring(scored, counts | count(data.examples, scored))
 
     def ids(self) -> frozenset[str]:
         """Return the ids of the examples in the file; raises as `lookup` does."""

@@ -2,21 +2,17 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from rmexp.errors import ConfigError, ScoreError
 from rmexp.files import root
 from rmexp.metrics import Mean
 from rmexp.models.chat import OnOverlength
 from rmexp.schema import Dataset, Example, Message, ScoredExample
-
-if TYPE_CHECKING:
-    from rmexp.models.forward import Forward
-    from rmexp.scoring.columns import Column
 
 log = logging.getLogger(__name__)
 
@@ -36,19 +32,6 @@ NOTHING_COMPUTED: Mapping[str, float] = {
 }
 
 
-@dataclass(slots=True)
-class Stream:
-    """What goes on from one call to the next, where data are scored a part after the other.
-
-    `folder` keeps the scores of the part that is being made, instead of the store, which would grow
-    with the data. The weights stay `loaded`, and `told` hears of the tokens that were run.
-    """
-
-    folder: Path
-    told: Callable[[int], None]
-    loaded: "dict[Column, Forward]" = field(default_factory=dict)
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How to score, whatever the model.
@@ -56,8 +39,7 @@ class Settings:
     `batch_tokens` bounds the tokens that a batch runs, with padding; None leaves it to the model.
     More than `max_non_finite` rewards that are not finite fail the run. `seed` chooses the
     responses of the self-check. The responses are shared among so many `devices`, all GPUs of this
-    machine for "auto". With a `stream` the data are a part of larger ones: any number of rewards
-    may be not finite, or there may be none at all, and the caller tells of them.
+    machine for "auto".
     """
 
     store_dir: Path = field(default_factory=lambda: root() / "scores")
@@ -66,7 +48,6 @@ class Settings:
     max_non_finite: int = 0
     seed: int = 0
     devices: int | str = 1
-    stream: Stream | None = None
 
     def __post_init__(self) -> None:
         if self.batch_tokens is not None and self.batch_tokens < 1:
@@ -152,18 +133,13 @@ def score(
     return [rewards.get(example.id, math.nan) for example in examples]
 
 
-def count(
-    examples: Sequence[Example], scored: Sequence[ScoredExample], settings: Settings
-) -> dict[str, float]:
-    """Return the counts that all scorings by rewards have.
-
-    Raises ScoreError for more non-finite rewards than the settings allow.
-    """
+def count(examples: Sequence[Example], scored: Sequence[ScoredExample]) -> dict[str, float]:
+    """Return the counts that all scorings by rewards have."""
     return {
         "responses": sum(len(example.responses) for example in examples),
         "unique": len({(e.prompt, response) for e in examples for response in e.responses}),
         "dropped_examples": len(examples) - len(scored),
-        "non_finite": _count_non_finite(scored, settings),
+        "non_finite": len(_non_finite(scored)),
         "ties": sum(
             good == bad for row in scored for good, bad in product(row.chosen, row.rejected)
         ),
@@ -180,14 +156,9 @@ def turns(prompt: Prompt) -> tuple[Message, ...]:
     )
 
 
-def _count_non_finite(scored: Sequence[ScoredExample], settings: Settings) -> int:
-    """Return how many rewards are not finite; raise ScoreError above the limit."""
-    limit = settings.max_non_finite
-    bad = [
-        row.id for row in scored for reward in (*row.chosen, *row.rejected) if math.isnan(reward)
-    ]
-    if settings.stream is not None:
-        return len(bad)
+def check_finite(scored: Sequence[ScoredExample], limit: int) -> None:
+    """Raise ScoreError for more than `limit` rewards that are not finite, and warn of fewer."""
+    bad = _non_finite(scored)
     if len(bad) > limit:
         names = ", ".join(list(dict.fromkeys(bad))[:5])
         raise ScoreError(
@@ -197,4 +168,10 @@ def _count_non_finite(scored: Sequence[ScoredExample], settings: Settings) -> in
         )
     if bad:
         log.warning("%d rewards are not finite: their comparisons count as wrong", len(bad))
-    return len(bad)
+
+
+def _non_finite(scored: Sequence[ScoredExample]) -> list[str]:
+    """Return the example of each reward that is not finite."""
+    return [
+        row.id for row in scored for reward in (*row.chosen, *row.rejected) if math.isnan(reward)
+    ]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,14 @@ from rmexp.models.chat import TODAY, Chat, Encoded
 from rmexp.models.checkpoints import Checkpoint, find_tokenizer
 from rmexp.models.tokenizers import check_max_length, load_tokenizer, template_text, token_limit
 from rmexp.schema import Dataset
-from rmexp.scoring.model_reward import Conversation, Seen, encode, finish
+from rmexp.scoring.model_reward import (
+    Conversation,
+    Seen,
+    check_scoring,
+    conversations,
+    encode,
+    finish,
+)
 from rmexp.scoring.score import Scoring, Settings
 from rmexp.scoring.server_column import ServerColumn
 from rmexp.scoring.servers import PROTOCOLS, Asked
@@ -54,24 +61,37 @@ class ServedReward:
     def score(self, data: Dataset, settings: Settings) -> Scoring:
         """Give every response of the examples its reward; raises as `ModelReward.score` does."""
         seen = Seen()
-        unique = dict.fromkeys((e.prompt, text) for e in data.examples for text in e.responses)
-        encoded = encode(self.chat, list(unique), settings, seen)
+        encoded = encode(self.chat, conversations(data), settings.on_overlength, seen)
+        seen.warn_of_length(self.chat)
+        with ScoreStore(settings.store_dir, self.column.identity(settings.store_dir)) as store:
+            rewards = self.fill(encoded, store, settings.seed, seen)
+        scoring = finish(data, rewards, seen)
+        check_scoring(scoring, settings)
+        return scoring
+
+    def fill(
+        self,
+        encoded: Mapping[Conversation, Encoded],
+        store: ScoreStore,
+        seed: int,
+        seen: Seen,
+        told: Callable[[int], None] | None = None,
+    ) -> dict[Conversation, float]:
+        """Return the responses' rewards; the server is asked for those that the store lacks."""
         keys = [response_key(row.ids) for row in encoded.values()]
         rows = dict(zip(keys, encoded.items(), strict=True))
-        with ScoreStore(settings.store_dir, self.column.identity(settings.store_dir)) as store:
 
-            def make(new: list[str]) -> Mapping[str, float]:
-                known = store.read()
-                stored = [(self._asked(*rows[key]), known[key]) for key in rows if key in known]
-                asked = {key: self._asked(*rows[key]) for key in new}
-                values, work = self.column.compute(asked, stored, store.append, settings.seed)
-                seen.work.add(work)
-                return values
+        def make(new: list[str]) -> Mapping[str, float]:
+            known = store.read()
+            stored = [(self._asked(*rows[key]), known[key]) for key in rows if key in known]
+            asked = {key: self._asked(*rows[key]) for key in new}
+            values, work = self.column.compute(asked, stored, store.append, seed, told)
+            seen.work.add(work)
+            return values
 
-            known, computed = store.fill(rows, make)
+        known, computed = store.fill(rows, make)
         seen.cached = len(rows) - computed
-        rewards = {one: known[key] for one, key in zip(encoded, keys, strict=True)}
-        return finish(data, rewards, settings, seen)
+        return {one: known[key] for one, key in zip(encoded, keys, strict=True)}
 
     def _asked(self, conversation: Conversation, row: Encoded) -> Asked:
         prompt, response = conversation

@@ -41,7 +41,7 @@ class ServerColumn:
         self, client: Client, protocol: ServerProtocol, name: str, batch: int, bounded: bool
     ) -> None:
         self.client, self.protocol, self.name = client, protocol, name
-        self._batch, self._bounded = batch, bounded
+        self._batch, self._raw = batch, bounded  # raw: known to be no sigmoid's
         self._serving: Serving | None = None
 
     @property
@@ -64,20 +64,22 @@ class ServerColumn:
         stored: Sequence[tuple[Asked, float]],
         keep: Keep,
         seed: int,
+        told: Callable[[int], None] | None = None,
     ) -> tuple[dict[str, float], Work]:
         """Return the rewards of new responses by key, and what they took; `keep` stores them.
 
-        `stored` are responses whose rewards the store has from an earlier run. Raises ScoreError
-        for what the server cannot or does not do, ConfigError for responses that it does not take.
+        `stored` are responses whose rewards the store has from an earlier run. `told` hears of the
+        tokens in place of a progress of its own. Raises ScoreError for what the server cannot or
+        does not do, ConfigError for responses that it does not take.
         """
         self._check_length(rows.values())
         names = list(rows)
         self.protocol.begin(self.client, rows[names[0]])
         self._check_stored(stored[:_CHECKED])
-        raw = any(not _squeezed(reward) for _, reward in stored)
+        raw = self._raw or any(not _squeezed(reward) for _, reward in stored)
         shortest = sorted(rows.values(), key=lambda row: len(row.ids))[:_PROBED]
         first, shown = self._probe(shortest)
-        raw = raw or shown or self._bounded
+        self._raw = raw or shown
         rng = np.random.default_rng(seed)
         values: dict[str, float] = {}
         held: dict[str, float] = {}
@@ -85,15 +87,14 @@ class ServerColumn:
 
         def settle(made: Mapping[str, float]) -> None:
             """Store what a round has made, if the server is still what it was."""
-            nonlocal raw
             chosen = rng.choice(len(made), min(_CHECKED, len(made)), replace=False)
             some = [list(made)[at] for at in chosen]
             delta = self._verify([first, *((rows[name], made[name]) for name in some)])
             work.max_delta = float(np.fmax(work.max_delta, delta))
             values.update(made)
             held.update(made)
-            raw = raw or any(not _squeezed(reward) for reward in made.values())
-            if raw:  # what is not finite may be another time
+            self._raw = self._raw or any(not _squeezed(reward) for reward in made.values())
+            if self._raw:  # what is not finite may be another time
                 keep([(name, reward) for name, reward in held.items() if math.isfinite(reward)])
                 held.clear()
 
@@ -101,7 +102,7 @@ class ServerColumn:
         tokens = sum(len(row.ids) for row in rows.values())
         left = [names[at : at + self._batch] for at in range(0, len(names), self._batch)]
         count = self.client.concurrency
-        with WorkProgress(self.name, tokens) as progress:
+        with WorkProgress(self.name, tokens, told=told) as progress:
             while left:
                 part, left = left[:count], left[count:]
                 started = time.monotonic()

@@ -21,7 +21,8 @@ class Mean:
     `missing` names the parts that the mean should cover and that have no rows at all: with any,
     the metric is reported as partial; see `reported_name`. `undefined` names the examples that have
     no such outcome. A mean with `at` is a point of a curve there, and goes to its file instead of
-    the tracked metrics. `bounds` are the lowest and the highest outcome that is possible.
+    the tracked metrics. `bounds` are the lowest and the highest outcome that is possible. `chance`
+    is what rewards drawn at random are expected to give, where that is known.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Mean:
     undefined: tuple[str, ...] = ()
     at: int | None = None
     bounds: tuple[float, float] = (0.0, 1.0)
+    chance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +111,18 @@ def is_partial(reported: str) -> bool:
 
 
 def mean(
-    name: str, outcomes: Sequence[float], keep: Sequence[int], missing: tuple[str, ...] = ()
+    name: str,
+    outcomes: Sequence[float],
+    keep: Sequence[int],
+    missing: tuple[str, ...] = (),
+    chances: Sequence[float] | None = None,
 ) -> Mean:
-    """Return the `Mean` of `outcomes`, one per scored example, over the positions in `keep`."""
-    return Mean(name, tuple(keep), tuple(outcomes[row] for row in keep), missing)
+    """Return the `Mean` of `outcomes`, one per scored example, over the positions in `keep`.
+
+    `chances` are what outcomes rewards drawn at random are expected to have, see `chance`.
+    """
+    expected = math.fsum(chances[row] for row in keep) / len(keep) if chances and keep else None
+    return Mean(name, tuple(keep), tuple(outcomes[row] for row in keep), missing, chance=expected)
 
 
 def wins(chosen: Sequence[float], rejected: Sequence[float]) -> float:
@@ -148,6 +158,15 @@ def won(row: ScoredExample) -> float:
     if row.verdicts is not None:
         return math.prod(share for shares in row.verdicts for share in shares)
     return wins(row.chosen, row.rejected)
+
+
+def chance(row: ScoredExample) -> float:
+    """Return how often `won` holds of rewards drawn at random: every order is as likely.
+
+    >>> chance(ScoredExample("1", "a", "p", (0.75,), (0.0, 0.5, 1.0)))
+    0.25
+    """
+    return 1 / math.comb(len(row.chosen) + len(row.rejected), len(row.chosen))
 
 
 def is_coarse(name: str, parts: Collection[str]) -> bool:

@@ -8,8 +8,8 @@ import pytest
 
 from rmexp.evaluation import comparison, figures
 from rmexp.evaluation.comparison import compare, gather, markdown, read, table, write
-from rmexp.evaluation.gains import Gain
-from rmexp.metrics import mean, wins
+from rmexp.evaluation.gains import Gain, short
+from rmexp.metrics import chance, mean, won
 from rmexp.schema import ScoredExample
 
 
@@ -21,10 +21,10 @@ def scored(*right: bool) -> list[ScoredExample]:
 
 
 def metrics(rows):
-    outcomes = [wins(row.chosen, row.rejected) for row in rows]
+    outcomes, chances = zip(*((won(row), chance(row)) for row in rows), strict=True)
     return [
-        mean("preference/accuracy", outcomes, range(len(rows))),
-        mean("preference/subset/s", outcomes, range(len(rows))),
+        mean(f"preference/{name}", outcomes, range(len(rows)), chances=chances)
+        for name in ("accuracy", "subset/s")
     ]
 
 
@@ -38,6 +38,7 @@ def test_gains_by_hand():
         for rm in ("old", "new")
         for name in ("preference/accuracy", "preference/subset/s")
     ]
+    assert {row.chance for row in rows} == {0.5}
     old, _, new, _ = rows
     assert (old.value, old.n, old.gain, old.gain_p) == (0.5, 40, None, None)
     assert (new.value, new.high) == (1.0, 1.0)
@@ -98,13 +99,42 @@ def test_the_short_table_has_overall_numbers_and_averages_side_by_side():
 def test_the_figure_has_a_panel_for_each_number_and_a_line_for_each_model():
     rows = compare({"new": TRAINED, "old": START}, "old", "held", metrics, 0)
     figure = figures.dots([*rows, *(replace(row, bench="other") for row in rows)])
-    assert [axis.get_title() for axis in figure.axes] == ["held/accuracy", "other/accuracy"]
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["held/accuracy (n=40)", "other/accuracy (n=40)"]
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["old", "new"]
     filled = [
         line.get_markerfacecolor() for line in figure.axes[0].lines if line.get_marker() == "o"
     ]
     assert filled == ["white", "#0072B2"]
+
+
+def test_the_figure_marks_the_chance_of_each_number_and_intervals_of_no_width():
+    rows = [
+        Gain("a", "rmb", "rmb/overall", 0.5, 0.5, 0.5, 30, *(None,) * 5, chance=0.4),
+        Gain("a", "toy", "toy/overall", 0.0, 0.0, 0.2, 30, *(None,) * 5, chance=0.5),
+        Gain("a", "rb2", "rb2/overall", 0.7, 0.6, 0.8, 30, *(None,) * 5),
+    ]
+    figure = figures.dots(rows)
+    levels = [
+        [line.get_xdata()[0] for line in axis.lines if line.get_label().startswith("chance")]
+        for axis in figure.axes
+    ]
+    assert levels == [[0.4], [0.5], []]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["chance, 0.40 to 0.50"]
+    whisker = figure.axes[0].lines[0]
+    assert (list(whisker.get_xdata()), whisker.get_marker()) == ([0.5, 0.5], "|")
+    assert figure.axes[0].get_xlim()[0] < 0
+
+
+def test_a_benchmark_without_an_overall_number_shows_those_of_one_level():
+    names = ("toy/overall", "toy/easy", "ppe/preference", "ppe/preference/kind/code", "bon100/tau")
+    rows = [
+        Gain("a", name.partition("/")[0], name, -0.25, None, None, 9, *(None,) * 4)
+        for name in names
+    ]
+    assert [row.metric for row in short(rows)] == [names[0], names[2], names[4]]
+    assert figures.dots(rows).axes[2].get_xlim()[0] < -0.25
 
 
 def test_two_prompts_carry_no_interval_and_no_certainty():
@@ -122,7 +152,7 @@ def test_two_prompts_carry_no_interval_and_no_certainty():
     )
     assert "Of the 2 p values in comparison.csv up to 0.1 would be below 0.05 by chance" in text
     axis = figures.dots([replace(row, low=None, high=None) for row in rows]).axes[0]
-    assert axis.get_title() == "t/accuracy\n(n 2, too few)"
+    assert axis.get_title() == "t/accuracy (n=2, too few)"
     points = [line for line in axis.lines if line.get_marker() == "o"]
     assert [line.get_markerfacecolor() for line in points] == ["white", "white"]
-    assert len(axis.lines) == 3  # the points and the line at one half: no whisker
+    assert len(axis.lines) == 3  # the points and the line at chance: no whisker

@@ -41,7 +41,9 @@ def test_a_scatter_names_every_point_and_no_two_names_overlap(count, tmp_path):
     assert sorted(texts(figure)) == sorted(names)
     assert overlaps(figure) == 0
     axis = figure.axes[0]
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("score", "policy")
+    assert (axis.get_xlabel(), axis.get_ylabel()) == (
+        *("score of the reward model: score", "score of the policy: policy"),
+    )
     assert axis.get_title(loc="left").startswith("Pearson 1.00 (")
 
 
@@ -49,7 +51,7 @@ def test_a_scatter_shows_the_line_its_band_and_the_leave_one_out_range():
     sample = points([f"RM {number}" for number in range(10)])
     found = correlate(sample, np.random.default_rng(0), 50)
     lines = legend(drawn(sample))
-    assert lines[:2] == ["its 95 % band", "least squares"]
+    assert lines[:2] == ["95 % band of the line", "least squares"]
     assert lines[2:] == [
         f"without {name}: r {value:.2f}" for name, value in (found.least, found.most)
     ]
@@ -116,6 +118,16 @@ def test_the_matrix_writes_both_halves_and_leaves_unknown_cells_blank(tmp_path):
     figure = matrix(("a", "b", "c"), cells)
     figure.savefig(tmp_path / "matrix.png", bbox_inches="tight")
     assert sorted(texts(figure)) == ["-1.00\nn 3"] * 2 + ["0.50\nn 12"] * 2
-    values = figure.axes[0].images[0].get_array()
-    assert values[0, 1] == values[1, 0] == 0.5
-    assert np.ma.is_masked(values[0, 2]) or np.isnan(values[0, 2])
+    image = np.asarray(figure.axes[0].images[0].get_array())
+    assert (image[0, 1] == image[1, 0]).all()
+    assert (image[0, 2] == 1).all()
+    assert figure.get_suptitle().endswith("n being the models that have both")
+
+
+def test_the_matrix_s_colours_fade_to_grey_where_little_is_known():
+    known = {40: (0.85, 0.95), 12: (0.6, 0.97), 3: (None, None)}
+    cells = {("a", str(n)): (Correlation(0.9, *ends, 0.1), n) for n, ends in known.items()}
+    image = matrix(("a", *map(str, known)), cells).axes[0].images[0].get_array()
+    sure, few, unknown = np.ptp(np.asarray(image)[0, 1:, :3], axis=1)  # a grey has no range
+    assert sure > few > 0
+    assert unknown == pytest.approx(0)

@@ -335,10 +335,10 @@ def test_the_figure_has_a_bar_for_each_subset(monkeypatch):
     found = estimate(BENCH, pairs("hep-go", 2, 1) + pairs("shp", 2, 1))
     by_name = {name.removesuffix("/partial"): one for name, one in found.items()}
     assert BENCH.figures(by_name, []) == {"subsets.png": "figure"}
-    ((estimates, title),) = drawn
+    ((estimates,),) = drawn
     assert [one.name for one in estimates] == [
         "rewardbench/subset/hep_go",
         "rewardbench/subset/shp",
     ]
-    assert title == "RewardBench"
+    assert [one.chance for one in estimates] == [0.5, 0.5]
     assert BENCH.figures({}, []) == {}

@@ -294,4 +294,6 @@ def test_the_figure_has_a_bar_for_each_subset():
     (figure,) = BENCH.figures(by_name, scored).values()
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["math (n=1, too few)", "ties (n=2, too few)"]
+    (chance,) = figure.axes[0].collections
+    assert [segment[0, 0] for segment in chance.get_segments()] == [0.5]  # Ties has none
     assert BENCH.figures({}, []) == {}

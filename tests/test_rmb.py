@@ -355,11 +355,14 @@ def test_the_figure_has_a_bar_for_each_category(monkeypatch):
     scored += scored_set("bon", "Harmlessness", "S5", [1])
     by_name = {name.removesuffix("/partial"): e for name, e in estimate(BENCH, scored).items()}
     assert BENCH.figures(by_name, scored) == {"categories.png": "figure"}
-    ((estimates, _),) = drawn
+    ((estimates,),) = drawn
     assert [one.name for one in estimates] == [
         "rmb/bon/harmlessness/s5",
         "rmb/pairwise/helpfulness/chat",
     ]
+    losers = len(scored[-1].rejected)
+    assert [one.chance for one in estimates] == [1 / (losers + 1), 0.5]
+    assert by_name["rmb/overall"].chance == pytest.approx((1 / (losers + 1) + 0.5) / 2)
     assert BENCH.figures({}, []) == {}
 
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from zlib import crc32
 
 import numpy as np
@@ -339,14 +340,18 @@ def test_the_figure_has_a_map_for_each_domain_that_is_there(monkeypatch):
         "style_bias.png": "scatter",
     }
     (matrices, styles), (biases,) = drawn
-    assert list(matrices) == ["chat (n=1, too few)", "safety (n=1, too few)"]
+    assert list(matrices) == ["chat", "safety"]
     assert list(biases) == ["chat", "safety"]
-    assert matrices["chat (n=1, too few)"].tolist() == [[1, 0, 0], [0, 0, 0], [1, 1, 0]]
+    values = [[cell.value for cell in row] for row in matrices["chat"]]
+    assert values == [[1, 0, 0], [0, 0, 0], [1, 1, 0]]
+    assert {cell.chance for row in matrices["chat"] for cell in row} == {0.5}
     assert tuple(styles) == STYLES
     # chat: (1 - 3 + 0) / 3 and (-2 + 2) / 2; safety: -1, and every style the same
     assert biases["chat"] == pytest.approx(np.array([[-2 / 3, 0.0]]))
     assert biases["safety"].tolist() == [[-1.0, 0.0]]
     assert BENCH.figures({}, []) == {}
+    lost = [replace(one, chosen=(math.nan,) * 3) for one in scored]
+    assert list(BENCH.figures(by_name, lost)) == ["style_matrix.png"]  # no dot, no figure
 
 
 def test_correctness_and_verbosity_by_hand():

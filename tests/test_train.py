@@ -204,7 +204,7 @@ def test_a_kill_in_the_export_leaves_nothing_but_the_model_in_the_end(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model of the run that goes on equals that of one that was not killed, file by file."""
-    monkeypatch.setattr(train_module, "training_curve", lambda history: Figure())
+    monkeypatch.setattr(train_module, "training_curve", lambda *_: Figure())
     folders = tmp_path / "whole", tmp_path / "broken"
     run_train(start(policy), folders[0], run=SILENT)
     with monkeypatch.context() as patch:
@@ -224,7 +224,7 @@ def test_lora_layers_alone_are_what_peft_reads(
     name: str, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The export has compared the rewards that evaluation reads; PEFT gives the same."""
-    monkeypatch.setattr(train_module, "training_curve", lambda history: Figure())
+    monkeypatch.setattr(train_module, "training_curve", lambda *_: Figure())
     recipe = {"lora_rank": 2, "lora_export": "adapter", "learning_rate": 0.1}
     begin, out = start(policy), tmp_path / "run"
     run_train(begin, out, OBJECTIVES[name](), run=SILENT, pairs=8, **recipe)

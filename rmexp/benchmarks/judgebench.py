@@ -8,7 +8,7 @@ from rmexp.data.rows import Row, Rows
 from rmexp.data.selection import Entry, Selection, check_path, count_notes
 from rmexp.data.sources import hub_rows, local_rows
 from rmexp.errors import ConfigError, DataError
-from rmexp.metrics import Mean, Metric, mean, wins
+from rmexp.metrics import Metric, chance, mean, wins
 from rmexp.schema import Dataset, Example, Message, ScoredExample
 from rmexp.stats.intervals import Estimate
 
@@ -89,13 +89,17 @@ class JudgeBench:
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
         """Return the accuracy over all pairs, then that of the categories."""
-        outcomes = [self._right(row) for row in scored]
+        outcomes, chances = [self._right(row) for row in scored], [chance(row) for row in scored]
         rows: dict[str, list[int]] = {name: [] for name in CATEGORIES}
         for position, row in enumerate(scored):
             rows[_category(row.subset.rpartition("/")[2])].append(position)
         missing = tuple(name for name, of in rows.items() if not of)
-        every = Mean(self.headline, tuple(range(len(scored))), tuple(outcomes), missing)
-        parts = [mean(f"{self.name}/{name}", outcomes, of) for name, of in rows.items() if of]
+        every = mean(self.headline, outcomes, range(len(scored)), missing, chances)
+        parts = [
+            mean(f"{self.name}/{name}", outcomes, of, chances=chances)
+            for name, of in rows.items()
+            if of
+        ]
         return [every, *parts] if scored else []
 
     def figures(
@@ -106,7 +110,7 @@ class JudgeBench:
 
         names = [f"{self.name}/{name}" for name in CATEGORIES]
         there = [estimates[name] for name in names if name in estimates]
-        return {"categories.png": figures.bars(there, "JudgeBench")} if there else {}
+        return {"categories.png": figures.bars(there)} if there else {}
 
     def _rows(self) -> Rows:
         if self._path is not None:

@@ -10,7 +10,7 @@ from rmexp.data.rows import Row, Rows
 from rmexp.data.selection import Entry, Selection, check_path, load_rows
 from rmexp.data.sources import hub_rows, local_rows
 from rmexp.errors import DataError
-from rmexp.metrics import Mean, Metric, WeightedMean, mean, metric_name, won
+from rmexp.metrics import Mean, Metric, WeightedMean, chance, mean, metric_name, won
 from rmexp.schema import Dataset, Example, Message, ScoredExample
 from rmexp.stats.bestofn import RECORDED, expected_best, shown
 from rmexp.stats.intervals import Estimate
@@ -79,7 +79,7 @@ class PPEPreference:
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
         """Return the accuracy over all pairs, by kind of prompt, and by language."""
-        outcomes = [won(row) for row in scored]
+        outcomes, chances = [won(row) for row in scored], [chance(row) for row in scored]
         rows: dict[str, list[int]] = {}
         languages: dict[str, list[int]] = {}
         for position, row in enumerate(scored):
@@ -90,8 +90,8 @@ class PPEPreference:
             for kind in filter(None, kinds.split("+")):
                 rows.setdefault(metric_name("ppe", "preference", "kind", kind), []).append(position)
         parts = [*sorted(rows.items()), *sorted(languages.items())]
-        every = [mean(self.headline, outcomes, range(len(scored)))] if scored else []
-        return [*every, *(mean(name, outcomes, of) for name, of in parts)]
+        every = [(self.headline, range(len(scored)))] if scored else []
+        return [mean(name, outcomes, of, chances=chances) for name, of in [*every, *parts]]
 
     def figures(
         self, estimates: Mapping[str, Estimate], scored: Sequence[ScoredExample]
@@ -104,7 +104,7 @@ class PPEPreference:
             for name, e in estimates.items()
             if name.startswith(f"{self.headline}/") and (e.known or "/kind/" in name)
         ]
-        return {"parts.png": figures.bars(parts, "PPE human preference")} if parts else {}
+        return {"parts.png": figures.bars(parts)} if parts else {}
 
 
 class PPECorrectness:
@@ -156,11 +156,14 @@ class PPECorrectness:
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
         """Return the accuracy of each set, their mean, and the curves."""
         outcomes = [won(row) if row.chosen else 0.0 for row in scored]
+        chances = [chance(row) for row in scored]
         rows: dict[str, list[int]] = {}
         for position, row in enumerate(scored):
             rows.setdefault(row.subset, []).append(position)
         there = [name for name in SETS if name in rows]
-        metrics: list[Metric] = [mean(f"ppe/{name}", outcomes, rows[name]) for name in there]
+        metrics: list[Metric] = [
+            mean(f"ppe/{name}", outcomes, rows[name], chances=chances) for name in there
+        ]
         if there:
             missing = tuple(name for name in SETS if name not in there)
             parts = tuple(metric.name for metric in metrics)
@@ -177,7 +180,7 @@ class PPECorrectness:
         from rmexp.stats import figures
 
         sets = [estimates[f"ppe/{name}"] for name in SETS if f"ppe/{name}" in estimates]
-        return {"sets.png": figures.bars(sets, "PPE correctness")} if sets else {}
+        return {"sets.png": figures.bars(sets)} if sets else {}
 
     def _rows(self) -> Rows:
         if self._path is not None:

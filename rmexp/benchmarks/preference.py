@@ -7,7 +7,7 @@ from rmexp.benchmarks.rewardbench2 import credit
 from rmexp.data.pairs import PairParser
 from rmexp.data.selection import Selection, check_source, load_rows
 from rmexp.errors import ConfigError, DataError
-from rmexp.metrics import Metric, mean, metric_name, won
+from rmexp.metrics import Metric, chance, mean, metric_name, won
 from rmexp.schema import Dataset, ScoredExample
 from rmexp.stats.intervals import Estimate
 
@@ -87,17 +87,17 @@ class Preference:
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
         """Return the accuracy over all rows, then that of each subset if these were asked for."""
-        outcomes = [won(row) for row in scored]
+        outcomes, chances = [won(row) for row in scored], [chance(row) for row in scored]
         if not scored:
             return []
-        metrics: list[Metric] = [mean(self.headline, outcomes, range(len(scored)))]
+        metrics: list[Metric] = [mean(self.headline, outcomes, range(len(scored)), chances=chances)]
         if any(len(row.chosen) > 1 or len(row.rejected) > 1 for row in scored):
             credits = [credit(row) for row in scored]
             metrics.append(mean(f"{self.name}/best_of_n", credits, range(len(scored))))
         if self._subset_column is not None:
             for subset in dict.fromkeys(row.subset for row in scored):
                 rows = [i for i, row in enumerate(scored) if row.subset == subset]
-                metrics.append(mean(self._subset(subset), outcomes, rows))
+                metrics.append(mean(self._subset(subset), outcomes, rows, chances=chances))
         return metrics
 
     def figures(
@@ -108,8 +108,7 @@ class Preference:
 
         prefix = f"{self.name}/subset/"
         subsets = [e for name, e in estimates.items() if name.startswith(prefix)]
-        title = f"{self.name.capitalize()} accuracy"
-        return {"subsets.png": figures.bars(subsets, title)} if subsets else {}
+        return {"subsets.png": figures.bars(subsets)} if subsets else {}
 
     def _subset(self, subset: str) -> str:
         return metric_name(self.name, "subset", subset)

@@ -10,7 +10,7 @@ from rmexp.data.rows import Row
 from rmexp.data.selection import Entry, Selection, check_path, count_notes, load_rows
 from rmexp.data.sources import hub_rows, local_rows
 from rmexp.errors import ConfigError, DataError
-from rmexp.metrics import Metric, WeightedMean, mean, metric_name, won
+from rmexp.metrics import Metric, WeightedMean, chance, mean, metric_name, won
 from rmexp.schema import Dataset, Example, Message, ScoredExample
 from rmexp.stats.intervals import Estimate
 
@@ -110,12 +110,13 @@ class RewardBench:
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
         """Return the subsets' accuracies, the sections, the prior sets and the overall mean."""
-        outcomes = [won(row) for row in scored]
+        outcomes, chances = [won(row) for row in scored], [chance(row) for row in scored]
         rows: dict[str, list[int]] = {}
         for position, example in enumerate(scored):
             rows.setdefault(example.subset, []).append(position)
         metrics: list[Metric] = [
-            mean(metric_name("rewardbench", "subset", name), outcomes, rows[name]) for name in rows
+            mean(metric_name("rewardbench", "subset", name), outcomes, of, chances=chances)
+            for name, of in rows.items()
         ]
         paper = self._rule == "paper"
         changed = MATH_WEIGHT | PAPER_WEIGHTS if paper else MATH_WEIGHT
@@ -139,7 +140,7 @@ class RewardBench:
         from rmexp.stats import figures
 
         subsets = [e for name, e in estimates.items() if name.startswith("rewardbench/subset/")]
-        return {"subsets.png": figures.bars(subsets, "RewardBench")} if subsets else {}
+        return {"subsets.png": figures.bars(subsets)} if subsets else {}
 
 
 def _weighted(

@@ -10,7 +10,16 @@ import numpy as np
 from rmexp.data.rows import Row
 from rmexp.data.selection import Entry, Selection, check_path, count_notes, load_rows
 from rmexp.errors import DataError
-from rmexp.metrics import Mean, Metric, WeightedMean, WeightedSum, mean, metric_name, wins
+from rmexp.metrics import (
+    Mean,
+    Metric,
+    WeightedMean,
+    WeightedSum,
+    chance,
+    mean,
+    metric_name,
+    wins,
+)
 from rmexp.schema import Dataset, Example, Message, ScoredExample
 from rmexp.stats.intervals import Estimate
 
@@ -84,13 +93,14 @@ class RewardBench2:
         rows: dict[str, list[int]] = {}
         for position, example in enumerate(scored):
             rows.setdefault(example.subset, []).append(position)
-        credits = [credit(row) for row in scored]
+        credits, chances = [credit(row) for row in scored], [chance(row) for row in scored]
         found = [subset for subset in COUNTS if subset in rows]
         for subset in found:
             if subset == TIES:
                 metrics += ties_metrics(scored, rows[subset])
             else:
-                metrics.append(mean(metric_name(self.name, subset), credits, rows[subset]))
+                name = metric_name(self.name, subset)
+                metrics.append(mean(name, credits, rows[subset], chances=chances))
         missing = tuple(subset for subset in COUNTS if subset not in rows)
         if found:
             parts = tuple(metric_name(self.name, subset) for subset in found)
@@ -105,11 +115,8 @@ class RewardBench2:
 
         names = [metric_name(self.name, subset) for subset in COUNTS]
         subsets = [estimates[name] for name in names if name in estimates]
-        return (
-            {"subsets.png": figures.bars(subsets, "RewardBench 2 (Ties: its own score)")}
-            if subsets
-            else {}
-        )
+        measure = "accuracy (of Ties its own score)"
+        return {"subsets.png": figures.bars(subsets, measure)} if subsets else {}
 
 
 def credit(row: ScoredExample) -> float:

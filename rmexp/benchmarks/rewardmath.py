@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rmexp.data.rows import Row
 from rmexp.data.selection import Entry, Selection, check_path, load_rows
-from rmexp.metrics import Metric, beats, mean, metric_name, won
+from rmexp.metrics import Metric, beats, chance, mean, metric_name, won
 from rmexp.schema import Dataset, Example, Message, ScoredExample
 from rmexp.stats.intervals import Estimate
 
@@ -73,19 +73,20 @@ class RewardMath:
         """Return the accuracy, the mean reciprocal rank, the share of pairs; then by subject."""
         if not scored:
             return []
-        outcomes = [won(row) for row in scored]
+        outcomes, chances = [won(row) for row in scored], [chance(row) for row in scored]
         beaten = [[beats(row, 0, at) for at in range(len(row.rejected))] for row in scored]
         ranks = [1 / (1 + sum(1 - share for share in of)) for of in beaten]
         shares = [sum(of) / len(of) for of in beaten]
         every = range(len(scored))
         metrics: list[Metric] = [
-            mean(self.headline, outcomes, every),
+            mean(self.headline, outcomes, every, chances=chances),
             mean(f"{self.name}/mrr", ranks, every),
             mean(f"{self.name}/pairs", shares, every),
         ]
         for subject in dict.fromkeys(row.subset for row in scored):
             rows = [at for at, row in enumerate(scored) if row.subset == subject]
-            metrics.append(mean(metric_name(self.name, "subject", subject), outcomes, rows))
+            name = metric_name(self.name, "subject", subject)
+            metrics.append(mean(name, outcomes, rows, chances=chances))
         return metrics
 
     def figures(
@@ -96,7 +97,7 @@ class RewardMath:
 
         start = f"{self.name}/subject/"
         subjects = [e for name, e in estimates.items() if name.startswith(start)]
-        return {"subjects.png": figures.bars(subjects, "RewardMATH")} if subjects else {}
+        return {"subjects.png": figures.bars(subjects)} if subjects else {}
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from rmexp.data.rows import Row
 from rmexp.data.selection import Entry, Selection, check_path, count_notes
 from rmexp.data.sources import github_folder, local_path, local_rows
 from rmexp.errors import DataError
-from rmexp.metrics import Mean, Metric, WeightedMean, mean, metric_name, won
+from rmexp.metrics import Mean, Metric, WeightedMean, chance, mean, metric_name, won
 from rmexp.schema import Dataset, Example, ScoredExample
 from rmexp.stats.bestofn import winner_rates
 from rmexp.stats.intervals import Estimate
@@ -115,13 +115,13 @@ class RMB:
 
     def metrics(self, scored: Sequence[ScoredExample]) -> list[Metric]:
         """Return the goals, the overall mean, then the categories and their scenarios."""
-        outcomes = [won(row) for row in scored]
+        outcomes, chances = [won(row) for row in scored], [chance(row) for row in scored]
         rows: dict[str, list[int]] = {}
         for position, example in enumerate(scored):
             steps = example.subset.split("/")
             for depth in range(2, len(steps) + 1):
                 rows.setdefault(metric_name("rmb", *steps[:depth]), []).append(position)
-        means = {name: mean(name, outcomes, rows[name]) for name in sorted(rows)}
+        means = {name: mean(name, outcomes, rows[name], chances=chances) for name in sorted(rows)}
         parts = {metric_name("rmb", *part.split("/")): part for part in COUNTS}
         found = [name for name in parts if name in means]
         missing = tuple(part for name, part in parts.items() if name not in means)
@@ -138,7 +138,7 @@ class RMB:
         from rmexp.stats import figures
 
         categories = [e for name, e in estimates.items() if name.count("/") == 3]
-        return {"categories.png": figures.bars(categories, "RMB")} if categories else {}
+        return {"categories.png": figures.bars(categories)} if categories else {}
 
 
 def _winner_curves(scored: Sequence[ScoredExample]) -> list[Metric]:

@@ -12,7 +12,6 @@ import numpy as np
 
 from rmexp.metrics import Metric, WeightedMean, beats, mean, metric_name
 from rmexp.schema import ScoredExample
-from rmexp.stats.bounds import TOO_FEW
 from rmexp.stats.intervals import Estimate
 
 if TYPE_CHECKING:
@@ -74,18 +73,17 @@ def style_figures(
             [_cell_name(metric_name(prefix, domain), i, j) for j in range(3)] for i in range(3)
         ]
         if cells[0][0] in estimates:
-            nine = [[estimates[name] for name in row] for row in cells]
-            few = not all(estimate.known for row in nine for estimate in row)
-            title = f"{domain} (n={nine[0][0].n:,}, {TOO_FEW})" if few else domain
-            matrices[title] = np.array([[estimate.value for estimate in row] for row in nine])
-            of = [row for row in scored if row.subset in parts]
-            biases[domain] = np.array([correctness_and_verbosity(row) for row in of])
-    if not matrices:
-        return {}
-    return {
-        "style_matrix.png": figures.heat_maps(matrices, STYLES),
-        "style_bias.png": figures.style_bias(biases),
-    }
+            matrices[domain] = [[estimates[name] for name in row] for row in cells]
+            of = [correctness_and_verbosity(row) for row in scored if row.subset in parts]
+            finite = [pair for pair in of if np.isfinite(pair).all()]
+            if finite:
+                biases[domain] = np.array(finite)
+    drawn = {}
+    if matrices:
+        drawn["style_matrix.png"] = figures.heat_maps(matrices, STYLES)
+    if biases:
+        drawn["style_bias.png"] = figures.style_bias(biases)
+    return drawn
 
 
 def correctness_and_verbosity(row: ScoredExample) -> tuple[float, float]:
@@ -107,7 +105,8 @@ def _domain_metrics(
     for i in range(3):
         for j in range(3):
             outcomes = [beats(row, i, j) for row in scored]
-            metrics.append(mean(_cell_name(domain, i, j), outcomes, rows, missing))
+            chances = [0.5] * len(scored)
+            metrics.append(mean(_cell_name(domain, i, j), outcomes, rows, missing, chances))
     for difficulty, cells in DIFFICULTIES.items():
         of = [_cell_name(domain, i, j) for i, j in cells]
         metrics.append(_plain_mean(f"{domain}/{difficulty}", of))

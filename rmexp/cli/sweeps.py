@@ -151,12 +151,14 @@ def _curves(folder: Path, done: Sequence[jobs.Job]) -> list[Path]:
     left = [job for job, path in files.items() if path.exists()]
     if len(left) < 2:
         return []
-    from rmexp.stats import figures
+    from rmexp.stats import drawing, figures
 
+    benches = ", ".join(dict.fromkeys(job.result.partition("/")[0] for job in left))
     names = [words or f"job {number}" for number, words, *_ in jobs.job_rows(left)]
     curves = {name: bestofn.read(files[job]) for name, job in zip(names, left, strict=True)}
     paths = []
     for name, figure in figures.curves(curves).items():
+        drawing.head(figure, f"Best of n on {benches}, {len(left)} jobs")
         figure.savefig(folder / name, bbox_inches="tight")
         paths.append(folder / name)
     return paths

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import rankdata
@@ -14,11 +14,18 @@ from rmexp.correlation.correlations import Correlation, Correlations
 from rmexp.correlation.labels import place_names
 from rmexp.stats.bounds import interval_text
 from rmexp.stats.coefficients import Points
+from rmexp.stats.drawing import (
+    COLOURS,
+    MARKERS,
+    colour_bar,
+    faded,
+    head,
+    ink,
+    tidy,
+    wrapped,
+)
 
-matplotlib.rcParams["text.parse_math"] = False  # as in rmexp.stats.figures
-
-# Of Okabe and Ito's colours, told apart by every kind of sight, each with a marker of its own.
-_KINDS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"))
+_KINDS = tuple(zip(COLOURS[:5], MARKERS[:5], strict=True))
 _OTHER = ("#555555", "P")
 _BAND, _GREY = "#9ecae1", "#666666"
 _DRAWS = 400  # of the band
@@ -93,12 +100,10 @@ def _scatter(
             zorder=5,
         )
     _lines(axis, x, y, points.rms, correlations, names, rng)
-    axis.set_xlabel(labels[0], fontsize=9)
-    axis.set_ylabel(labels[1], fontsize=9)
-    axis.tick_params(labelsize=8)
+    axis.set_xlabel(wrapped(f"score of the reward model: {labels[0]}", 80), fontsize=9)
+    axis.set_ylabel(wrapped(f"score of the policy: {labels[1]}", 60), fontsize=9)
+    tidy(axis)
     axis.set_title(_title(correlations), fontsize=9, loc="left")
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
     figure.legend(
         *axis.get_legend_handles_labels(),
         loc="outside lower center",
@@ -134,7 +139,7 @@ def ranks(points: Points, labels: tuple[str, str], groups: Mapping[str, str]) ->
             text = "   ".join(words if align == "right" else words[::-1])
             axis.text(place, line, text, ha=align, va="center", fontsize=_LABEL_SIZE)
     for side, label in enumerate(labels):
-        axis.text(side, -0.8, label, ha="center", va="bottom", fontsize=9)
+        axis.text(side, -0.8, wrapped(label, 30), ha="center", va="bottom", fontsize=9)
     drawn: set[str] = set()
     for rm, a, b in zip(points.rms, *places, strict=True):
         group = groups.get(rm, "")
@@ -144,6 +149,7 @@ def ranks(points: Points, labels: tuple[str, str], groups: Mapping[str, str]) ->
         axis.plot([0, 1], [a, b], color=colour, marker=marker, ms=5, lw=1.3, label=entry)
     if len(order) > 1:
         figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    head(figure, f"Ranks of {len(names)} reward models, 1 being the best: by score, and by policy")
     axis.set_xlim(-0.8, 1.8)
     axis.set_ylim(len(names) - 0.5, -1.6)
     axis.axis("off")
@@ -158,22 +164,26 @@ def matrix(
     `cells` has each pair once; those that are missing stay blank.
     """
     size = len(names)
-    values = np.full((size, size), np.nan)
-    figure = Figure(figsize=(7, 0.72 * size + 1.5), dpi=150, layout="constrained")
+    image = np.ones((size, size, 4))
+    figure = Figure(figsize=(7, 0.75 * size + 2.2), dpi=150, layout="constrained")
     axis = figure.subplots()
+    colours = ScalarMappable(cmap="RdBu")
+    colours.set_clim(-1, 1)
     for (a, b), (correlation, n) in cells.items():
+        low, high = correlation.shown(n)
+        doubt = 1.0 if low is None or high is None else min(1.0, (high - low) / 2)
+        colour = faded(np.array(colours.to_rgba(np.array(correlation.value))), np.array(doubt))
         for i, j in ((names.index(a), names.index(b)), (names.index(b), names.index(a))):
-            values[i, j] = correlation.value
-            colour = "white" if abs(correlation.value) > 0.55 else "black"
+            image[i, j] = colour
             text = f"{correlation.value:z.2f}\nn {n}"
-            axis.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
-    image = axis.imshow(values, cmap="RdBu", vmin=-1, vmax=1)
-    shown = [name.replace("/", "/\n", 1) if len(name) > 12 else name for name in names]
+            axis.text(j, i, text, ha="center", va="center", color=ink(colour), fontsize=8)
+    axis.imshow(image)
+    shown = [wrapped(name, 16) for name in names]
     axis.set_xticks(range(size), shown, fontsize=8, rotation=45, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(size), shown, fontsize=8)
-    bar = figure.colorbar(image, ax=axis, shrink=0.8, pad=0.02)
-    bar.set_label("Spearman's rank correlation", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
+    ticks = {-1.0: "-1", -0.5: "-0.5", 0.0: "0, chance", 0.5: "0.5", 1.0: "1"}
+    colour_bar(figure, colours, ticks, "Spearman's rank correlation")
+    head(figure, "How scores rank reward models alike, n being the models that have both")
     return figure
 
 
@@ -207,7 +217,9 @@ def _lines(
     heights = np.array([a + b * along for fit in fits if fit is not None for a, b in [fit]])
     if len(heights) and correlations.pearson.low is not None:
         edges = np.quantile(heights, [0.025, 0.975], axis=0)
-        axis.fill_between(along, *edges, color=_BAND, alpha=0.45, lw=0, label="its 95 % band")
+        axis.fill_between(
+            along, *edges, color=_BAND, alpha=0.45, lw=0, label="95 % band of the line"
+        )
     whole = _fit(x.ravel(), y.ravel())
     assert whole is not None
     axis.plot(along, whole[0] + whole[1] * along, color="black", lw=1.4, label="least squares")
@@ -241,7 +253,7 @@ def _title(correlations: Correlations) -> str:
         f"Spearman {spearman.value:z.2f} ({ranked})"
     )
     n = correlations.n
-    count = f"n {n}" if n == rms else f"n {n} of {rms} RMs"
+    count = f"n {n} reward models" if n == rms else f"n {n} of {rms} reward models"
     least, most = correlations.least, correlations.most
     if least is None or most is None:
         return f"{text}, {count}"

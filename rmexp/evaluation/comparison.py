@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rmexp import tables
-from rmexp.evaluation.gains import Gain
+from rmexp.evaluation.gains import Gain, short
 from rmexp.metrics import Metric, plain_name
 from rmexp.schema import ScoredExample
 from rmexp.stats.bounds import interval_text
@@ -47,7 +47,8 @@ def compare(
             value = (estimate.value, estimate.low, estimate.high, estimate.n)
             gain = gains.get(plain_name(estimate.name))
             more = (gain.value, gain.low, gain.high, gain.p) if gain else (None,) * 4
-            rows.append(Gain(rm, bench, estimate.name, *value, *more))
+            row = Gain(rm, bench, estimate.name, *value, *more)
+            rows.append(replace(row, chance=estimate.chance))
     return corrected(rows)
 
 
@@ -120,7 +121,7 @@ def show(rows: Sequence[Gain]) -> None:
 
 def table(rows: Sequence[Gain]) -> list[tuple[str, ...]]:
     """Return the short table's cells, with the reward models of a metric one below the other."""
-    shown = [row for row in rows if row.shown]
+    shown = short(rows)
     order = {name: place for place, name in enumerate(dict.fromkeys(row.name for row in shown))}
     cells: list[tuple[str, ...]] = []
     for row in sorted(shown, key=lambda row: order[row.name]):

@@ -4,9 +4,19 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from rmexp.evaluation.gains import Gain
+from rmexp.evaluation.gains import Gain, short
 from rmexp.stats.bounds import TOO_FEW
-from rmexp.stats.figures import BLUE, PANELS_A_ROW
+from rmexp.stats.drawing import (
+    BLUE,
+    CHANCE,
+    chance_label,
+    head,
+    key,
+    panels,
+    tidy,
+    whisker,
+    wrapped,
+)
 
 
 def dots(rows: Sequence[Gain]) -> Figure:
@@ -15,37 +25,39 @@ def dots(rows: Sequence[Gain]) -> Figure:
     Models that surely differ from the start (`Gain.sure`) are filled, all others are hollow. Where
     a number has no interval, the panel says so.
     """
-    rows = [row for row in rows if row.shown]
+    rows = short(rows)
     names = list(dict.fromkeys(row.name for row in rows))
     models = list(dict.fromkeys(row.rm for row in rows))
-    columns = min(len(names), PANELS_A_ROW)
-    lines = -(-len(names) // columns)
-    size = (3.1 * columns + 1.6, lines * (0.24 * len(models) + 0.9))
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    for axis in axes[len(names) :]:
-        axis.axis("off")
-    for axis, name in zip(axes, names, strict=False):
+    labels = [wrapped(model, 36) for model in models]
+    lines = sum(label.count("\n") + 1 for label in labels)
+    figure = panels(len(names), 3, (3.0, 0.24 * lines + 0.8), 2.5, shared=True)
+    chances = {row.name: row.chance for row in rows if row.chance is not None}
+    for axis, name in zip(figure.axes, names, strict=True):
         own = [row for row in rows if row.name == name]
         for row in own:
             place = models.index(row.rm)
             if row.low is not None and row.high is not None:
-                axis.plot([row.low, row.high], [place, place], color="black", lw=1)
+                whisker(axis, row.low, row.high, place)
             face = BLUE if row.sure else "white"
             (point,) = axis.plot(row.value, place, "o", color=BLUE, markersize=6)
-            point.set(markerfacecolor=face, clip_on=False, zorder=3)
-        axis.axvline(0.5, color="0.75", lw=0.8, zorder=0)
-        few = min((row.n for row in own if row.low is None), default=None)
-        axis.set_title(name if few is None else f"{name}\n(n {few}, {TOO_FEW})", fontsize=9)
-        axis.set_yticks(range(len(models)), models, fontsize=8)
-        axis.tick_params(axis="x", labelsize=8, labelbottom=True)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
-    axes[0].set_xlim(0, 1)
-    axes[0].set_ylim(len(models) - 0.5, -0.5)
-    figure.supxlabel(
-        "value with its 95 % interval; filled: differs from the model before training "
+            point.set(markerfacecolor=face, clip_on=False, zorder=4)
+        if name in chances:
+            axis.axvline(chances[name], label=chance_label(chances.values()), zorder=0, **CHANCE)
+        counts = sorted({row.n for row in own})
+        n = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+        few = f", {TOO_FEW}" if any(row.low is None for row in own) else ""
+        axis.set_title(wrapped(f"{name} (n={n}{few})", 40), fontsize=9)
+        tidy(axis)
+        axis.set_yticks(range(len(models)), labels)
+        axis.tick_params(axis="x", labelbottom=True)
+    ends = [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
+    figure.axes[0].set_xlim(min(0.0, *ends) - 0.01, max(1.0, *ends) + 0.01)
+    figure.axes[0].set_ylim(len(models) - 0.5, -0.5)
+    head(
+        figure,
+        "Value with its 95 % interval; filled: differs from the model before training "
         "(Holm's p < 0.05)",
-        fontsize=8,
     )
+    if chances:
+        key(figure)
     return figure

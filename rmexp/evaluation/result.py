@@ -99,12 +99,15 @@ class Result:
         """Draw the benchmark's figures and the curves, by file name."""
         estimates = {plain_name(e.name): e for e in self.estimates}
         drawn = self.benchmark.figures(estimates, self.scoring.scored)
-        from rmexp.stats import figures
+        from rmexp.stats import drawing, figures
 
         if self.curve:
             drawn |= figures.curves({self.reward: self.curve})
         if len(self.scoring.scored) >= LEAST_UNITS and self.bins:
             drawn["reliability.png"] = figures.reliability(self.bins)
+        for figure in drawn.values():
+            n = len(self.scoring.scored)
+            drawing.head(figure, f"{self.reward} on {self.benchmark.name}, n = {n:,}")
         return drawn
 
     @property

@@ -1,5 +1,6 @@
 """Intervals by bootstrap over prompts. Pure: every function takes its own generator."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ class Estimate:
 
     `low` and `high` are None where the prompts cannot carry one (see `bounds`), or one of the
     parts has a single prompt. `missing` names the parts without any example, which `name` tells:
-    it is `metrics.reported_name`. `at` is the place on a curve of a point of one.
+    it is `metrics.reported_name`. `at` is the place on a curve of a point of one. `chance` is what
+    rewards drawn at random are expected to give, None where that is not known.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Estimate:
     high: float | None
     missing: tuple[str, ...]
     at: int | None = None
+    chance: float | None = None
 
     @property
     def known(self) -> bool:
@@ -60,7 +63,9 @@ def intervals(
         if each.varies:
             low, high = interval(drawn[each.name], of.by_prompt(each.name))
         name = reported_name(each.name, each.missing)
-        estimates.append(Estimate(name, each.value, each.n, low, high, each.missing, each.at))
+        estimates.append(
+            Estimate(name, each.value, each.n, low, high, each.missing, each.at, each.chance)
+        )
     return estimates
 
 
@@ -78,6 +83,7 @@ class Measured:
     varies: bool
     missing: tuple[str, ...]
     at: int | None
+    chance: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +139,8 @@ class Totals:
         rows_of: dict[str, frozenset[int]] = {}
         by_name: dict[str, Measured] = {}
         values = self.values(self.sums.sum(0, keepdims=True), self.counts.sum(0, keepdims=True))
+        means = [metric for metric in self.metrics if isinstance(metric, Mean)]
+        chances = self._combined(np.array([[m.chance for m in means]], dtype=float))  # None is NaN
         for metric in self.metrics:
             if metric.name in by_name:
                 raise DataError(
@@ -149,10 +157,17 @@ class Totals:
             varies = prompts > 1
             if not isinstance(metric, Mean):
                 varies = all(by_name[part].varies for part in metric.parts)
-            value = float(values[metric.name][0])
+            value, chance = (float(of[metric.name][0]) for of in (values, chances))
             at = metric.at if isinstance(metric, Mean) else None
             by_name[metric.name] = Measured(
-                metric.name, value, len(rows), prompts, varies, missing, at
+                metric.name,
+                value,
+                len(rows),
+                prompts,
+                varies,
+                missing,
+                at,
+                None if math.isnan(chance) else chance,
             )
         return list(by_name.values())
 

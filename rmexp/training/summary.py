@@ -11,7 +11,6 @@ _NUMBERS = ("loss", "accuracy", "margin")
 
 def summarise(name: str, training: Training, metrics: Mapping[str, float], steps: int) -> str:
     """Return what was trained from what, on how much, and what became of it."""
-    objective, start = training.objective.name, training.start.column.checkpoint.name
     count = {part: f"{metrics[f'data/{part}_pairs']:,.0f}" for part in _PARTS}
     rows = [
         (title, count[part], *(f"{metrics[f'{part}/{number}']:.3f}" for number in _NUMBERS))
@@ -22,8 +21,7 @@ def summarise(name: str, training: Training, metrics: Mapping[str, float], steps
     rate = metrics.get("train/pairs_per_second")
     pace = "" if rate is None else f", {rate:,.1f} pairs a second"
     lines = [
-        f"**{tables.plain(name)}**: {tables.plain(start)} trained by {objective} on "
-        f"{tables.plain(training.source.name)}, {steps:,} steps{pace}.",
+        f"**{tables.plain(name)}**: {tables.plain(_subject(training))}, {steps:,} steps{pace}.",
         "",
         *tables.markdown(columns, rows, right=columns[1:]),
         "",
@@ -31,3 +29,14 @@ def summarise(name: str, training: Training, metrics: Mapping[str, float], steps
         "margins above 0. The x axis of the charts is steps done.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def title(training: Training, metrics: Mapping[str, float]) -> str:
+    """Return the heading of the figure: what was trained on what, and on how many pairs."""
+    train, val = (metrics[f"data/{part}_pairs"] for part in _PARTS)
+    return f"{_subject(training)}, n = {train:,.0f} pairs, {val:,.0f} for validation"
+
+
+def _subject(training: Training) -> str:
+    start = training.start.column.checkpoint.name
+    return f"{start} trained by {training.objective.name} on {training.source.name}"

@@ -3,7 +3,7 @@
 import gc
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from rmexp.training.resuming import resumed
 from rmexp.training.sharding import Sharded
 from rmexp.training.split import split_by_prompt
 from rmexp.training.start import Training, build_model, build_where_it_fits
-from rmexp.training.summary import summarise
+from rmexp.training.summary import summarise, title
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,10 @@ def train(training: Training, place: Place) -> dict[str, float]:
     gc.collect()  # the two hold each other, with the optimiser's state: make room for what follows
     folder = place.out_dir / "model"
     metrics["train/reload_max_delta"] = export(training, kept, settings, pairs.train.pairs, folder)
-    _leave(metrics, history, step, place.out_dir, place.run)
+    training_curve(history, title(training, metrics)).savefig(
+        place.out_dir / "training.png", bbox_inches="tight"
+    )
+    _leave(metrics, step, place.out_dir, place.run)
     place.run.note(summarise(place.run.name, training, metrics, step))
     return metrics
 
@@ -290,15 +293,8 @@ def _validation(kept: Path, module: PreferenceModule) -> dict[str, float]:
     return dict(saved["validation"])
 
 
-def _leave(
-    metrics: Mapping[str, float],
-    history: Sequence[Mapping[str, float]],
-    step: int,
-    out_dir: Path,
-    run: Run,
-) -> None:
-    """Write the figure and the metrics beside the model, and give them to the run."""
-    training_curve(history).savefig(out_dir / "training.png", bbox_inches="tight")
+def _leave(metrics: Mapping[str, float], step: int, out_dir: Path, run: Run) -> None:
+    """Write the metrics beside the figure and the model, and give both to the run."""
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     run.keep(out_dir / "training.png", out_dir / "metrics.json")
     run.log_table(out_dir, metrics)

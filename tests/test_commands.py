@@ -827,7 +827,9 @@ def unbroken(
     return done
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.real)]
+)
 def test_a_run_that_is_killed_goes_on_from_there(command, unbroken, number):
     process = command.start(*SLOW, out="killed")
     while command.stored() < 30:
@@ -939,6 +941,7 @@ def test_a_damaged_store_is_named(command):
     assert f"{file}:1 of the score store is damaged: delete this file" in done.last
 
 
+@pytest.mark.real
 def test_two_at_once_share_a_store_and_make_the_database_once(command):
     Path(command.uri.removeprefix("sqlite:///")).unlink()
     names = ("one", "other")

@@ -153,6 +153,7 @@ def write_table(path: Path, tasks: tuple[str, ...]) -> Path:
     return path
 
 
+@pytest.mark.real
 @pytest.mark.timeout(1500)  # a dozen commands, each its own start
 def test_readme_commands_run(project_root: Path, places: dict[str, str]) -> None:
     commands = readme_commands(project_root)

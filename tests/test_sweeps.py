@@ -123,6 +123,7 @@ def check_sweep(place: Place, out: str, database: str, statuses: list[str]) -> A
     return parent
 
 
+@pytest.mark.real
 def test_side_by_side_on_a_fresh_database(place: Place) -> None:
     """Four jobs, of which two fail; the models' files are fine. Then the same with skip_done."""
     words = ["-m", "model=one,two", "bench=toy,bad", "bench.limit=2"]
@@ -206,6 +207,7 @@ def test_jobs_side_by_side_compute_nothing_twice(place: Place) -> None:
     assert len(scores) == 1
 
 
+@pytest.mark.real
 def test_one_after_the_other_leaks_nothing(place: Place) -> None:
     """The second job of a sweep gives what it gives alone, in a store of its own."""
     place.run("-m", "model=two,one", "bench=toy", "bench.limit=2")

@@ -744,6 +744,7 @@ def test_a_benchmark_of_ones_own_folder_follows_a_training(
     assert read_json(folder_of(words) / "eval/mine/metrics.json")["data/examples"] > 0
 
 
+@pytest.mark.real
 def test_the_seeds_of_a_sweep_are_models_of_their_own(
     places: Callable[..., list[str]], project_root: Path
 ) -> None:
@@ -759,6 +760,7 @@ def test_the_seeds_of_a_sweep_are_models_of_their_own(
         assert rm.endswith(f"bt toy, seed={seed}")
 
 
+@pytest.mark.real
 def test_a_grid_trains_evaluates_and_skips_what_is_done(
     places: Callable[..., list[str]], project_root: Path, tmp_path: Path
 ) -> None:

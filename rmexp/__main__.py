@@ -23,6 +23,7 @@ def main() -> None:
         "",
         f"For instance: {called('eval_rm')} model=smollm2 bench=toy bench.limit=2",
         "The models, with their published scores: python -m rmexp.models.catalogue",
+        "To MLflow what its server missed while it was away: python -m rmexp.deliver FOLDER",
         f"The UI with all runs: {ui}. From Python: rmexp.{', rmexp.'.join(rmexp.__all__)}.",
     ]
     if not INSTALLED:

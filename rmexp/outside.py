@@ -88,16 +88,20 @@ def read_checkpoint(path: Path, mend: str) -> dict[str, Any]:
     return saved
 
 
-def known(values: Mapping[str, object], hints: Mapping[str, Any], where: str) -> dict[str, Any]:
+def known(
+    values: Mapping[str, object], hints: Mapping[str, Any], where: str, *, literally: bool = False
+) -> dict[str, Any]:
     """Return the values if each has a key of `hints`, and a plain value of the type given there.
 
     `where` begins the message. Raises DataError that names the key: it is not known, its value is
-    of another type, or has an interpolation or a key such as `_target_` in it.
+    of another type, or has an interpolation or a key such as `_target_` in it. These may stand in
+    what is told on `literally`, and becomes no config.
     """
     for key, value in values.items():
         if key not in hints:
             raise DataError(f"{where} has the key {key}, which is not known: remove it")
-        _refuse_code(value, key, where)
+        if not literally:
+            _refuse_code(value, key, where)
         if not _fits(value, hints[key]):
             raise DataError(
                 f"{where} has {key}: {_shown(value)}, which is no value for it: give "

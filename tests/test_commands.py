@@ -40,8 +40,7 @@ from rmexp.scoring.rewards import open_reward
 from rmexp.scoring.score import Settings
 from rmexp.scoring.store import ScoreStore
 from rmexp.signals import Killed
-from rmexp.tracking import owner
-from rmexp.tracking import runs as tracking
+from rmexp.tracking import entries, owner
 from rmexp.tracking.run_folder import hold, running, write_status
 from rmexp.tracking.runs import MlflowClient, open_run
 
@@ -718,13 +717,13 @@ def test_a_number_is_a_name_too(command):
 def test_the_password_of_a_server_is_written_nowhere(command, monkeypatch):
     """With a server that is reached: only the client is told the whole address."""
     whole = "http://me:p@ss-hunter2@127.0.0.1:5000"
-    connect = tracking.connect
+    connect = entries.connect
 
     def here(uri: str, experiment: str) -> Any:
         assert uri == whole
         return connect(command.uri, experiment)
 
-    monkeypatch.setattr(tracking, "connect", here)
+    monkeypatch.setattr(entries, "connect", here)
     words = ["bench.limit=1", f"tracking.uri='{whole}'"]
     one = command(*words, out="one")
     several = command(*words, out="several", options=("-m",))

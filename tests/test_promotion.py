@@ -13,8 +13,9 @@ from rmexp.benchmarks import Benchmark, open_benchmark
 from rmexp.errors import ConfigError
 from rmexp.evaluation.promotion import Promotion, check_metric, promote, read_promotion
 from rmexp.schema import fingerprint
-from rmexp.tracking.registry import Version, holder, register, version_at
+from rmexp.tracking.registry import holder, register, version_at
 from rmexp.tracking.runs import MlflowClient, tracked_run
+from rmexp.tracking.versions import Version
 
 ASKED = {"alias": "champion", "bench": "preference", "metric": "preference/accuracy"}
 PROMOTION = Promotion(**ASKED)
@@ -42,7 +43,8 @@ class Registry:
             run.log_dataset("pairs", "e" * 64, "somewhere", {})
             run.log_metrics({"train/loss": 0.5})
             folder = self.top / str(right)
-            made = register(run, "rm", run.log_model(CARD, folder, {}, {"train/loss": 0.5}))
+            run.log_model(CARD, folder, {}, ["train/loss"])
+            made = register(run, "rm")
         if evaluated:
             tags = {"rmexp.command": "eval_rm", "rmexp.data": self.digest}
             with tracked_run(self.uri, "tests", "an evaluation", tags) as run:

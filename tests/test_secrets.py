@@ -14,7 +14,7 @@ from rmexp.client import Client
 from rmexp.errors import ConfigError
 from rmexp.evaluation import evaluate
 from rmexp.judges.endpoint import Endpoint
-from rmexp.tracking import connection
+from rmexp.tracking import connection, entries
 from rmexp.tracking import runs as tracking
 
 SECRET = "hunter2/sl@sh"  # in a password; as a parameter and as a key it is another one
@@ -55,7 +55,7 @@ def assert_nothing_left(top: Path, *texts: str) -> None:
     ],
 )
 def test_no_secret_is_left_behind(command, pairs, monkeypatch, options, fate, uri):  # noqa: F811
-    connect = tracking.connect
+    connect = entries.connect
 
     def here(given: str, experiment: str) -> Any:
         assert given == uri
@@ -65,7 +65,7 @@ def test_no_secret_is_left_behind(command, pairs, monkeypatch, options, fate, ur
         """Of the address as it is."""
 
     if fate != "unreachable":
-        monkeypatch.setattr(tracking, "connect", here)
+        monkeypatch.setattr(entries, "connect", here)
         monkeypatch.setattr(tracking.Run, "log_dataset", log_dataset)
     if fate == "unreachable" and uri.startswith("http"):
         monkeypatch.setattr(connection, "_FIRST_RETRIES", 0)

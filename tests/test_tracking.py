@@ -19,12 +19,14 @@ from filelock import FileLock
 
 from rmexp.errors import ConfigError, DataError
 from rmexp.signals import Killed, killable
-from rmexp.tracking import connection, pages
+from rmexp.tracking import connection, entries, pages
 from rmexp.tracking import runs as tracking
+from rmexp.tracking.entries import Destination
 from rmexp.tracking.logged_models import Card
 from rmexp.tracking.models import fetch_model
+from rmexp.tracking.outbox import Outbox
 from rmexp.tracking.registry import register
-from rmexp.tracking.runs import MlflowClient, Run, Subject, TrackingError, redact, tracked_run
+from rmexp.tracking.runs import MlflowClient, Run, TrackingError, redact, tracked_run
 from rmexp.tracking.system import watched
 
 TAGS = {"rmexp.command": "test"}
@@ -133,14 +135,14 @@ def test_a_signal_just_after_the_run_began(uri):
 
 
 def test_a_signal_while_connecting_leaves_nothing_running(uri, monkeypatch):
-    connect = tracking.connect
+    connect = entries.connect
 
     def slow(*args: Any) -> Any:
         found = connect(*args)
         os.kill(os.getpid(), signal.SIGTERM)
         return found
 
-    monkeypatch.setattr(tracking, "connect", slow)
+    monkeypatch.setattr(entries, "connect", slow)
     with pytest.raises(Killed), killable():
         opened(uri, lambda run: pytest.fail("the work began"))
     client = MlflowClient(tracking_uri=uri)
@@ -420,7 +422,7 @@ def test_a_server_that_never_answers_is_given_up_soon(monkeypatch, tmp_path):
     assert message.startswith(f"cannot use the tracking server http://127.0.0.1:{port} (")
     assert "tracking.uri" in message
     assert "secret" not in message
-    # Later, a server that starts again is waited for as MLflow does.
+    # What others ask of MLflow in this process is as it was.
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "5"
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
@@ -465,7 +467,7 @@ def test_models_of_two_runs_do_not_mix(uri, tmp_path):
         for name in files:
             (folder / name).write_text(str(files))
         with tracked_run(uri, "tests", "a test", TAGS) as run:
-            run._call(run.client.log_artifacts, str(folder), "model")
+            run.client.log_artifacts(run.run_id, str(folder), "model")
         return f"runs:/{run.run_id}/model"
 
     one, two = model("1-of-2", "2-of-2"), model("1-of-1")
@@ -483,7 +485,7 @@ def logged(folder: Path, text: str) -> Callable[[Run], None]:
     def work(run: Run) -> None:
         folder.mkdir(exist_ok=True)
         (folder / "file").write_text(text)
-        run._call(run.client.log_artifacts, str(folder), "model")
+        run.client.log_artifacts(run.run_id, str(folder), "model")
 
     return work
 
@@ -498,7 +500,7 @@ def made(run: Run, folder: Path, text: str) -> str:
     (folder / "file").write_text(text)
     run.log_dataset("pairs", "e" * 64, "pairs.jsonl", {"num_rows": 8})
     run.log_metrics({"train/loss": 0.5}, 7)
-    return run.log_model(CARD, folder, {"objective": "bt"}, {"train/loss": 0.5})
+    return run.log_model(CARD, folder, {"objective": "bt"}, ["train/loss"])
 
 
 def numbers_of(client: MlflowClient, model_id: str) -> list[tuple[Any, ...]]:
@@ -512,9 +514,7 @@ def test_models_with_the_same_weights_are_one(uri):
     for number, name in enumerate(("a/tiny.model", "other")):
         with tracked_run(uri, "tests", "a test", TAGS) as run:
             model = run.use_model(replace(CARD, name=name))
-            run.log_metrics(
-                {"toy/overall": number / 2}, of=Subject.of(model.model_id, "toy", "fedc" * 9)
-            )
+            run.log_metrics({"toy/overall": number / 2}, of=("toy", "fedc" * 9))
         assert run.client.get_run(run.run_id).inputs.model_inputs[0].model_id == model.model_id
         assert run.client.get_run(run.run_id).data.tags["rmexp.logged_model"] == model.model_id
         ids.append(model.model_id)
@@ -539,7 +539,7 @@ def test_a_trained_model_is_the_origin_of_its_evaluations(uri, tmp_path):
     """By its weights, wherever these lie, and by each of its addresses."""
     with tracked_run(uri, "tests", "a test", TAGS) as run:
         model_id = made(run, tmp_path / "model", "weights")
-        version = register(run, "mine", model_id).address
+        version = register(run, "mine").address
     trained = run.client.get_run(run.run_id)
     (output,) = trained.outputs.model_outputs
     assert (output.model_id, output.step) == (model_id, 7)
@@ -571,11 +571,15 @@ def test_an_experiment_carries_its_view(uri):
     assert "a row a reward model" in tags["mlflow.note.content"]
 
 
+def run_at(uri: str) -> Run:
+    return Run(Outbox(Destination(None, uri, "7", "abc")))
+
+
 def test_the_pages_of_a_server_and_of_a_database():
     kind = "workflowType=machine_learning"
-    server = Run(None, "https://me:secret@host/ml/", "7", "abc")  # type: ignore[arg-type]
+    server = run_at("https://me:secret@host/ml/")
     assert server.where() == f"https://host/ml/#/experiments/7/runs/abc?{kind}"
-    here = Run(None, "sqlite:////a/b.db", "7", "abc")  # type: ignore[arg-type]
+    here = run_at("sqlite:////a/b.db")
     page = f"http://127.0.0.1:5000/#/experiments/7/runs/abc?{kind}"
     opens = "mlflow ui --backend-store-uri sqlite:////a/b.db --host 127.0.0.1"
     assert here.where() == f"{opens}   # then {page}"
@@ -600,7 +604,7 @@ def test_what_cannot_change_is_downloaded_once(uri, tmp_path, monkeypatch):
     for number in range(2):
         with tracked_run(uri, "tests", "a test", TAGS) as run:
             model_id = made(run, tmp_path / "model", str(number))
-            addresses.append(register(run, "mine", model_id).address)
+            addresses.append(register(run, "mine").address)
     assert addresses == ["models:/mine/1", "models:/mine/2"]
     client, fetched = MlflowClient(tracking_uri=uri), tmp_path / "fetched"
     runs = f"runs:/{run.run_id}/model"
@@ -633,12 +637,12 @@ def test_a_name_behind_a_hundred_others_is_registered_again(uri):
         client.create_registered_model(f"a{number:03}")
     with tracked_run(uri, "tests", "a test", TAGS) as run:
         model = run.use_model(CARD).model_id
-        versions = [register(run, "z", model).address, register(run, "z", model).address]
+        versions = [register(run, "z").address, register(run, "z").address]
         assert versions == ["models:/z/1", "models:/z/2"]
         shown = run.client.get_logged_model(model).tags["mlflow.modelVersions"]
         assert json.loads(shown) == [{"name": "z", "version": number} for number in "12"]
         with pytest.raises(TrackingError, match="cannot register the model as a/b"):
-            register(run, "a/b", model)
+            register(run, "a/b")
 
 
 @pytest.mark.parametrize("name", ["runs:/0123456789abcdef0123456789abcdef/model", "models:/no/1"])
@@ -680,7 +684,7 @@ def test_addresses_lose_their_passwords(text, clean):
 
 
 def test_where_says_how_to_look_at_a_run():
-    run = Run(None, "http://me:secret@127.0.0.1:5000", "7", "abc")  # type: ignore[arg-type]
+    run = run_at("http://me:secret@127.0.0.1:5000")
     page = "http://127.0.0.1:5000/#/experiments/7/runs/abc?workflowType=machine_learning"
     assert run.where() == page
 

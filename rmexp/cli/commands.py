@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 60.0  # seconds that a server gets to come back once all work is done
 _NOT_RUN = {"status": "NOT_RUN", "error": "stopped by fail_fast"}
 _failed: list[Path] = []
 _then: list[str] = []  # the command that follows this process's sweep
@@ -119,7 +120,8 @@ def _speak_utf8() -> None:
 
 
 def _hide_bars() -> None:
-    """Switch other libraries' progress bars off; off a terminal, those of downloads too."""
+    """Switch other libraries' bars and links off; off a terminal, the bars of downloads too."""
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not sys.stderr.isatty():
@@ -142,7 +144,10 @@ def run_command(
     held = ExitStack()
     try:
         held.enter_context(run_folder.hold(out_dir))
-    except ConfigError as error:  # whose folder it is goes on to write there
+        if run_folder.undelivered(out_dir):
+            _deliver_before(out_dir)
+    except RmexpError as error:  # the folder stays as it is: another process's, or a run's files
+        held.close()
         _failed.append(out_dir)
         log.error("%s", error)
         return None
@@ -187,6 +192,8 @@ def run_command(
         _report(error, out_dir, status, _go_on(config, sweep or out_dir))
         if sweep is not None and config.get("fail_fast"):
             sweeps.stop(sweep)
+        if run_folder.undelivered(out_dir):
+            log.error("MLflow was not told all: %s", run_folder.how_to_deliver(out_dir))
         if not isinstance(error, Exception):
             raise  # the other jobs do not run either
     finally:
@@ -194,6 +201,19 @@ def run_command(
         if sweep is not None:
             sweeps.free_memory()
     return None
+
+
+def _deliver_before(out_dir: Path) -> None:
+    """Deliver what an earlier run left here, before its files are written over."""
+    from rmexp.tracking.delivery import deliver_all
+
+    try:
+        deliver_all(out_dir, held=True)
+    except RmexpError as error:
+        raise ConfigError(
+            f"{out_dir} has a run that is not delivered ({error}): "
+            f"{run_folder.how_to_deliver(out_dir)}, or give another out_dir"
+        ) from error
 
 
 def help_command(
@@ -242,8 +262,8 @@ def _run(
     work = prepare(config, out_dir)
     chosen = dict(_chosen(HydraConfig.get()))
     try:
-        with tracked_run(uri, experiment, name, tags, parent) as run:
-            status |= {"run_id": run.run_id, "experiment_id": run.experiment_id}
+        with tracked_run(uri, experiment, name, tags, parent, out_dir) as run:
+            status |= _ids(run)
             for before in status.pop("unended", ()):
                 run.end_left(before)
             if not sweeps.is_open():  # whose parent run has done it
@@ -256,7 +276,7 @@ def _run(
                 status["headline"] = work(run)
             objective = jobs.objective(config["objective_metric"], out_dir)
             run.log_kept()
-            run.log_file(write_status(out_dir, status | {"status": "FINISHED"}))
+            run.log_file(write_status(out_dir, status | _ids(run) | {"status": "FINISHED"}))
     except DoneBefore as done:
         status |= {"run_id": done.run_id, "headline": done.headline, "skipped": True}
         (out_dir / "metrics.json").write_text(
@@ -265,8 +285,21 @@ def _run(
         write_status(out_dir, status | {"status": "FINISHED"})
         log.info("skipped: done before, as run %s: %s", done.run_id, done.headline)
         return jobs.objective(config["objective_metric"], out_dir)
+    undelivered = None
+    try:
+        run.deliver(_PATIENCE if parent is None else 0)
+    except RmexpError as error:  # the work is done, so it is no failed run
+        undelivered = error
     jobs.say_last(name, out_dir, status["headline"], run.where())
+    if undelivered is not None:
+        if parent is None:  # else the sweep tries again at its end
+            _failed.append(out_dir)
+        log.error("%s", jobs.undelivered(out_dir, undelivered))
     return objective
+
+
+def _ids(run: "Run") -> dict[str, str]:
+    return {"run_id": run.run_id, "experiment_id": run.experiment_id}
 
 
 def _begin(hydra: Any, out_dir: Path) -> str:

@@ -21,8 +21,8 @@ from rmexp.files import CONF
 if TYPE_CHECKING:
     from rmexp.benchmarks import Benchmark
     from rmexp.evaluation.promotion import Promotion
-    from rmexp.tracking.registry import Version
     from rmexp.tracking.runs import Run
+    from rmexp.tracking.versions import Version
 
 
 def evaluate(config: dict[str, Any], out_dir: Path) -> Work:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rmexp import tables
 from rmexp.errors import ConfigError, DataError
 from rmexp.outside import known, parse_json, read_json
+from rmexp.tracking import run_folder
 from rmexp.tracking.run_folder import read_status
 
 LIST = "jobs.jsonl"  # a sweep's jobs and their folders
@@ -130,6 +131,13 @@ def say_last(what: str, folder: Path, number: str, where: str) -> None:
     """Print the three lines that a command ends with: what it did, its number, where to see it."""
     print(f"\n{tables.printable(what)}: results in {folder}")
     print(f"{tables.printable(number) or 'done'}\n{where}")
+
+
+def undelivered(folder: Path, error: Exception) -> str:
+    """Say that results are whole, though MLflow was not told all of them, and what to do."""
+    deliver = run_folder.how_to_deliver(folder)
+    text = f"the results are whole, but not all in MLflow: send the rest with {deliver} ({error})"
+    return tables.printable(text)
 
 
 def counted(jobs: Sequence[Job]) -> str:

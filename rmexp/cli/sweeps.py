@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from rmexp.cli import jobs
-from rmexp.errors import ConfigError, DataError
+from rmexp.errors import ConfigError, DataError, RmexpError
 from rmexp.outside import known, read_json
 from rmexp.tracking import run_folder
 from rmexp.tracking.run_folder import write_status
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 60.0  # seconds that a server gets to come back once all jobs have ended
 _POLL = 0.5  # seconds between two looks for a free GPU
 _FILE, _STOP = "sweep.json", "stopped"
 _open: "tuple[Path, Run, ExitStack] | None" = None  # the sweep of this process, which is its parent
@@ -45,6 +46,7 @@ def open_sweep(
 
     `varied` names the settings in which the jobs differ.
     """
+    from rmexp.tracking.delivery import deliver_all
     from rmexp.tracking.runs import open_run
 
     global _open
@@ -52,7 +54,9 @@ def open_sweep(
     held.enter_context(run_folder.hold(folder))
     tags = {"rmexp.command": f"{command} -m", "rmexp.overrides": " ".join(overrides)}
     words = [word for word in overrides if word.partition("=")[0] in varied]
-    run = open_run(uri, experiment, " ".join(["sweep", *words])[:250], tags)
+    if run_folder.undelivered(folder):
+        deliver_all(folder, held=True)
+    run = open_run(uri, experiment, " ".join(["sweep", *words])[:250], tags, folder=folder)
     _end_left(folder, run)
     run.end_dead()
     for name in (_STOP, jobs.LIST):  # of an earlier sweep in this folder
@@ -107,7 +111,7 @@ def _close(folder: Path, run: "Run", killed: bool, broken: bool) -> list[Path]:
         if status["status"] == "RUNNING":
             write_status(job, status | {"status": "KILLED", "error": run_folder.DIED})
             if "run_id" in status:
-                run.end(status["run_id"], "KILLED")
+                run.end_left(status["run_id"])
     done = jobs.read_jobs(folder)
     failed = [job.folder for job in done if job.failed]
     try:
@@ -115,8 +119,16 @@ def _close(folder: Path, run: "Run", killed: bool, broken: bool) -> list[Path]:
             _report(folder, done, run)
     finally:
         ended = "KILLED" if killed else "FAILED" if failed or broken else "FINISHED"
-        run.end(run.run_id, ended)
+        run.end(ended)
+    undelivered = None
+    try:
+        run.deliver(0 if killed else _PATIENCE)
+    except RmexpError as error:
+        undelivered = error
     jobs.say_last("sweep", folder, jobs.counted(done), run.where())
+    if undelivered is not None:
+        print(jobs.undelivered(folder, undelivered), file=sys.stderr)
+        failed.append(folder)
     return failed
 
 

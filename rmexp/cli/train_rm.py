@@ -42,7 +42,8 @@ def train(config: dict[str, Any], out_dir: Path) -> "Callable[[Run | None], str]
     from rmexp.evaluation import followups
     from rmexp.evaluation.promotion import promote
     from rmexp.metrics import headline
-    from rmexp.tracking.registry import add_to_page, register
+    from rmexp.tracking.connection import TrackingError
+    from rmexp.tracking.registry import register
     from rmexp.training.options import check_options, make_trainer
     from rmexp.training.recipe import read_recipe
     from rmexp.training.start import Training
@@ -68,7 +69,7 @@ def train(config: dict[str, Any], out_dir: Path) -> "Callable[[Run | None], str]
         if run is None:
             return ""
         trained = start.trained(out_dir / "model", _name(config))
-        model_id = _log_model(trained, how, config, metrics, out_dir, run)
+        _log_model(trained, how, config, metrics, out_dir, run)
         if follow_ups:
             rewards = followups.readings(trained, start.reward, beside)
             metrics |= followups.follow(follow_ups, rewards, how, config["tracking"], out_dir, run)
@@ -77,10 +78,16 @@ def train(config: dict[str, Any], out_dir: Path) -> "Callable[[Run | None], str]
                 json.dumps(metrics, indent=1) + "\n", encoding="utf-8"
             )
         if name := config["tracking"]["register"]:
-            version = register(run, name, model_id)
-            print(f"registered as {version.address}")
-            add_to_page(run, version, followups.page(follow_ups, metrics, _run_name(config)), {})
+            version = register(run, name, followups.page(follow_ups, metrics, _run_name(config)))
+            said = "once the run is delivered" if version is None else f"as {version.address}"
+            print(f"registered {said}")
             if promotion and judge:
+                if version is None:
+                    raise TrackingError(
+                        "promote compares what is registered, and the tracking server is away: "
+                        f"deliver the run, then evaluate model=mlflow model.uri=models:/{name}/N "
+                        "with the same promote"
+                    )
                 scores = out_dir / "eval" / judge.folder / "scores.jsonl"
                 arguments = (judge.benchmark, scores, config["seed"], run)
                 print(promote(promotion, version, *arguments))
@@ -116,8 +123,8 @@ def _log_model(
     metrics: Mapping[str, float],
     out_dir: Path,
     run: "Run",
-) -> str:
-    """Make the trained model MLflow's, with its data, its start and its loss; return its id."""
+) -> None:
+    """Make the trained model MLflow's, with its data, its start and its loss."""
     from rmexp.tracking.logged_models import Card
 
     choices = HydraConfig.get().runtime.choices
@@ -127,9 +134,9 @@ def _log_model(
         "start": config["model"]["name"] or config["model"]["path"],
         "training_seed": str(config["seed"]),
     }
-    shown = {name: metrics[name] for name in _OF_THE_MODEL if name in metrics}
+    shown = [name for name in _OF_THE_MODEL if name in metrics]
     card = Card(_run_name(config), trained.traits(), trained.fingerprints(how.store_dir))
-    return run.log_model(card, out_dir / "model", params, shown)
+    run.log_model(card, out_dir / "model", params, shown)
 
 
 def _start(config: Mapping[str, Any], dtype: str) -> "Start":

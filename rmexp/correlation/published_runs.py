@@ -44,7 +44,8 @@ def log_published(scores: Table, experiment: str, run: Run) -> dict[str, float]:
             RESULT_KEY: digest,
         }
         name = f"{rm} on {bench} (published)"
-        with tracked_run(run.uri, experiment, name, tags, run.run_id) as child:
+        own = None if run.folder is None else run.folder / "published" / digest[:16]
+        with tracked_run(run.uri, experiment, name, tags, run.run_id, own) as child:
             child.log_metrics({row.task: row.score for row in rows})
             child.note(
                 f"**{plain(rm)}** on **{plain(bench)}**, as published: {plain(scores.source)}. "

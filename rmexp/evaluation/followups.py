@@ -142,7 +142,7 @@ def follow(
             "rmexp.training_run": run.run_id,
         }
         arguments = (tracking["uri"], tracking["experiment"], name, tags, run.run_id)
-        with tracked_run(*arguments) as child:
+        with tracked_run(*arguments, folder=folder) as child:
             ids = {"run_id": child.run_id, "experiment_id": child.experiment_id}
             write_status(folder, {**ids, "status": "RUNNING"})
             child.log_params({"bench": wanted.benchmark.name})
@@ -158,6 +158,7 @@ def follow(
                 ended = "KILLED" if isinstance(error, Killed) else "FAILED"
                 write_status(folder, {**ids, "status": ended, "error": redact(str(error))})
                 raise
+            ids = {"run_id": child.run_id, "experiment_id": child.experiment_id}
             child.keep(folder / "config.yaml", write_status(folder, {**ids, "status": "FINISHED"}))
             child.log_kept()
         own = wanted.benchmark.headline

@@ -11,7 +11,7 @@ from rmexp.schema import Dataset, fingerprint
 from rmexp.scoring.score import Reward, Settings
 from rmexp.tracking.logged_models import Card
 from rmexp.tracking.numbers import as_headline
-from rmexp.tracking.runs import RESULT_KEY, Run, Subject
+from rmexp.tracking.runs import RESULT_KEY, Run
 from rmexp.tracking.tracked import HEADLINE_NAME, MISSING
 
 
@@ -36,11 +36,11 @@ def evaluate_in_run(
     data = load(benchmark)
     digest = fingerprint(data.examples)
     card = _identify(reward, benchmark, data, digest, settings, run, key)
-    subject = _link(card, benchmark, digest, run, address)
+    run.use_model(card, address)
     result = measure(reward, benchmark, data, settings, checks)
     run.keep(*result.write(out_dir))
     run.log_table(out_dir, result.metrics)
-    _log(result, run, subject)
+    _log(result, run, (benchmark.name, digest))
     result.show()
     return result.metrics
 
@@ -66,15 +66,7 @@ def _identify(
     return Card(reward.name, traits, prints)
 
 
-def _link(card: Card, benchmark: Benchmark, digest: str, run: Run, address: str | None) -> Subject:
-    """Link the reward model to the run, with what its training was, and return what is measured."""
-    model = run.use_model(card, address)
-    if model.source_run_id:
-        run.log_params({**model.params, "training_run": model.source_run_id})
-    return Subject.of(model.model_id, benchmark.name, digest)
-
-
-def _log(result: Result, run: Run, subject: Subject) -> None:
+def _log(result: Result, run: Run, subject: tuple[str, str]) -> None:
     if result.missing:
         run.set_tags({MISSING: ", ".join(result.missing)})
     if result.headline is not None:

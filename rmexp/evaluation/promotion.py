@@ -20,8 +20,8 @@ from rmexp.stats.paired import Difference, differences
 from rmexp.tracking import registry
 from rmexp.tracking.connection import lock
 from rmexp.tracking.finished import fetch_files
-from rmexp.tracking.registry import Version
 from rmexp.tracking.runs import Run
+from rmexp.tracking.versions import Version
 
 _KEYS = {"alias": str, "bench": str, "metric": str, "min_gain": (int, float)}
 _EXAMPLE = "promote={alias: champion, bench: rmbench, metric: rmbench/overall}"

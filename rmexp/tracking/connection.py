@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from urllib.parse import quote
 
 from filelock import FileLock
@@ -15,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
-from rmexp.errors import ConfigError
+from rmexp.errors import ConfigError, RmexpError
 from rmexp.files import make_cache, root
 from rmexp.secrets import redact
 from rmexp.tracking.pages import VIEW, VIEW_STATE, VIEW_TAG
@@ -35,6 +36,11 @@ _ABOUT = (
 ERRORS = (MlflowException, SQLAlchemyError, OSError, ParseError, ImportError)
 # The seconds and the tries that a first contact gets; MLflow's own settings wait for minutes.
 _FIRST_SECONDS, _FIRST_RETRIES = 7, 1
+_setting = RLock()
+
+
+class TrackingError(RmexpError):
+    """The tracking server takes nothing more of a run."""
 
 
 def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
@@ -79,10 +85,13 @@ def reached(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def impatient() -> Iterator[None]:
-    """Let MLflow's requests fail within about twenty seconds, whatever the server does."""
+def impatient(seconds: int | None = None) -> Iterator[None]:
+    """Let MLflow's requests fail soon, whatever the server does: without `seconds` within twenty.
+
+    With `seconds` each of the two tries gets so many.
+    """
     with _environment(
-        MLFLOW_HTTP_REQUEST_TIMEOUT=str(_FIRST_SECONDS),
+        MLFLOW_HTTP_REQUEST_TIMEOUT=str(seconds or _FIRST_SECONDS),
         MLFLOW_HTTP_REQUEST_MAX_RETRIES=str(_FIRST_RETRIES),
     ):
         yield
@@ -97,17 +106,21 @@ def without_bars() -> Iterator[None]:
 
 @contextmanager
 def _environment(**settings: str) -> Iterator[None]:
-    """Set variables of the environment, which MLflow reads with each call, within the block."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    """Set variables of the environment, which MLflow reads with each call, within the block.
+
+    One thread at a time, so that each leaves them as they were.
+    """
+    with _setting:
+        before = {name: os.environ.get(name) for name in settings}
+        os.environ.update(settings)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def _check_experiment(name: str) -> None:

@@ -73,6 +73,13 @@ def find(client: MlflowClient, experiment_id: str, card: Card) -> LoggedModel | 
     return found[0] if found else None
 
 
+def find_output(client: MlflowClient, experiment_id: str, run_id: str) -> LoggedModel | None:
+    """Return the model that a run has made."""
+    query = f"source_run_id = '{run_id}'"
+    found = client.search_logged_models([experiment_id], filter_string=query, max_results=1)
+    return found[0] if found else None
+
+
 def add_external(client: MlflowClient, experiment_id: str, card: Card) -> LoggedModel:
     """Add a model whose weights lie elsewhere."""
     model = client.create_logged_model(

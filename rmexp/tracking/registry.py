@@ -1,68 +1,32 @@
 """MLflow's registry: versions of a model, their pages, and the alias that one of them holds."""
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from rmexp.errors import ConfigError
-from rmexp.outside import parse_json
 from rmexp.secrets import redact
+from rmexp.tracking import versions
 from rmexp.tracking.connection import ERRORS, first_line
 from rmexp.tracking.finished import TrackedRun
 from rmexp.tracking.logged_models import MODEL, model_of
-from rmexp.tracking.runs import Run, TrackingError
+from rmexp.tracking.runs import Run
+from rmexp.tracking.versions import Version
 
 _ALIAS = re.compile(r"(?!(?i:latest|v\d+)$)[\w-]+")  # MLflow's own rule
-_TAG_LENGTH = 5000
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
-    """A version of a registered model, and the logged model that it is."""
+def register(run: Run, name: str, page: str = "") -> Version | None:
+    """Register the model that a run has made as the next version under a name, with a page.
 
-    name: str
-    number: str
-    model_id: str
-
-    @property
-    def address(self) -> str:
-        """Return where MLflow finds it."""
-        return f"models:/{self.name}/{self.number}"
-
-
-def register(run: Run, name: str, model_id: str) -> Version:
-    """Register a logged model under a name as its next version.
-
-    Raises TrackingError where the server refuses the name, or has no registry.
+    Returns None where no server answers: it gets the version once the run is delivered. Raises
+    TrackingError where the server refuses the name, or has no registry.
     """
-    client = run.client
-    try:
-        try:
-            client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
-                raise
-        model = client.get_logged_model(model_id)
-        made = client.create_model_version(
-            name, model.artifact_location, run.run_id, {MODEL: model_id}, model_id=model_id
-        )
-        # The Models page and the model's own show its versions by this tag.
-        versions = parse_json(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
-        versions.append({"name": name, "version": str(made.version)})
-        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(versions)})
-    except ERRORS as error:
-        raise TrackingError(
-            f"cannot register the model as {name} ({first_line(error)}): the model is kept in "
-            "the run's folder; give another name as tracking.register"
-        ) from error
-    return Version(name, str(made.version), model_id)
+    made: Version | None = run.send("register", name=name, page=page)
+    return made
 
 
 def version_at(uri: str, address: str) -> Version:
@@ -104,17 +68,8 @@ def give(run: Run, version: Version, alias: str) -> None:
 
 
 def add_to_page(run: Run, version: Version, markdown: str, tags: Mapping[str, str]) -> None:
-    """Add a paragraph to the version's page, where it stands above what was said before; set tags.
-
-    A paragraph that is there already is not added again.
-    """
-    client, place = run.client, (version.name, version.number)
-    before = run.attempt(client.get_model_version, *place).description or ""
-    text = redact(markdown).strip()
-    if text not in before:
-        run.attempt(client.update_model_version, *place, f"{text}\n\n{before}".strip())
-    for key, value in tags.items():
-        run.attempt(client.set_model_version_tag, *place, key, redact(value)[:_TAG_LENGTH])
+    """Add a paragraph to the version's page, and set its tags; see `versions.add_to_page`."""
+    run.attempt(versions.add_to_page, run.client, version, markdown, tags)
 
 
 def evaluation_of(run: Run, version: Version, data: str) -> TrackedRun | None:

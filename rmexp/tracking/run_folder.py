@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,8 +29,8 @@ _STATUS = {
 
 
 _LOCK = ".lock"
-
-
+UNDELIVERED = "undelivered.jsonl"  # what MLflow was not told of a run yet
+_WITHIN = ("eval", "published")  # folders of runs that belong to the one above
 DIED = "its process died"
 
 
@@ -71,6 +72,28 @@ def take_over(folder: Path) -> list[str]:
             left.append(row["run_id"])
             write_status(path.parent, row | {"status": "KILLED", "error": DIED})
     return left
+
+
+def undelivered(folder: Path) -> list[Path]:
+    """Return the journals of what MLflow was not told yet in a folder, those of parents first."""
+    return sorted(folder.rglob(UNDELIVERED), key=lambda path: (len(path.parts), path))
+
+
+def holder(journal: Path) -> Path:
+    """Return the folder that a process holds which is at work on the run of a journal."""
+    own = journal.parent
+    return own.parent.parent if own.parent.name in _WITHIN else own
+
+
+def how_to_deliver(folder: Path) -> str:
+    """Return the command that delivers what is left in a folder."""
+    return f"python -m rmexp.deliver {shlex.quote(str(folder))}"
+
+
+def adopt(folder: Path, run_id: str, ids: Mapping[str, str]) -> None:
+    """Write the ids that a run has got into its `run.json`, where it had none but `run_id`."""
+    if (status := _read(folder / "run.json")).get("run_id") == run_id:
+        write_status(folder, status | dict(ids))
 
 
 def running() -> dict[str, str]:

@@ -6,30 +6,17 @@ import logging
 import math
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from filelock import FileLock
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
-    LoggedModel,
-    LoggedModelInput,
-    LoggedModelOutput,
-    Metric,
-    Param,
-    RunTag,
-)
-from mlflow.entities.logged_model_status import LoggedModelStatus
-from mlflow.exceptions import MlflowException
+from mlflow.entities import LoggedModel
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import (
-    MLFLOW_DATASET_CONTEXT,
     MLFLOW_GIT_COMMIT,
     MLFLOW_LOGGED_ARTIFACTS,
     MLFLOW_PARENT_RUN_ID,
@@ -39,25 +26,27 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_USER,
 )
 
-from rmexp.errors import RmexpError
+from rmexp.errors import ConfigError
 from rmexp.metrics import headline
 from rmexp.secrets import mask, redact
 from rmexp.signals import Killed, uninterrupted
-from rmexp.tracking import logged_models, owner, pages
-from rmexp.tracking.connection import ERRORS, connect, first_line, lock, reached
+from rmexp.tracking import owner, pages
+from rmexp.tracking.connection import ERRORS, TrackingError, first_line, lock, reached
+from rmexp.tracking.delivery import deliver_all
+from rmexp.tracking.entries import ERROR, TOKEN, Destination, tell, token
 from rmexp.tracking.finished import recorded_numbers
-from rmexp.tracking.logged_models import MODEL, WEIGHTS, Card
+from rmexp.tracking.logged_models import Card
 from rmexp.tracking.numbers import TABLE, write_table
-from rmexp.tracking.packaging import package
-from rmexp.tracking.run_folder import DIED
+from rmexp.tracking.outbox import Outbox
+from rmexp.tracking.run_folder import DIED, how_to_deliver, undelivered
 
 log = logging.getLogger(__name__)
 
-# MLflow's limits for one call, one parameter and one tag.
-_METRICS_A_CALL, _PARAMS_A_CALL, _PARAM_LENGTH, _TAG_LENGTH = 900, 90, 6000, 8000
+_PARAM_LENGTH, _TAG_LENGTH = 6000, 8000  # MLflow's limits
 _NAME_LENGTH = 250  # of runs; databases other than SQLite refuse a longer one
 
 _DIGEST_LENGTH = 8  # as git shows commits
+_POLL = 1.0  # seconds between two looks for a server that is away
 RESULT_KEY = "rmexp.key"  # the tag by which skip_done finds a finished run
 
 
@@ -69,22 +58,9 @@ class DoneBefore(Exception):  # noqa: N818 (it is no error)
         self.run_id, self.metrics, self.headline = run_id, dict(metrics), headline
 
 
-class TrackingError(RmexpError):
-    """The tracking server stopped answering during a run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What numbers are of: a logged model on a data set, by its name and short digest."""
-
-    model_id: str
-    dataset_name: str
-    dataset_digest: str
-
-    @classmethod
-    def of(cls, model_id: str, name: str, digest: str) -> "Subject":
-        """Return a model on the data set with this name and whole digest."""
-        return cls(model_id, data_name(name, digest), digest[:_DIGEST_LENGTH])
+def _data(name: str, digest: str) -> list[str]:
+    """Return a data set's name for MLflow, and as much of its digest as tells data sets apart."""
+    return [data_name(name, digest), digest[:_DIGEST_LENGTH]]
 
 
 def data_name(name: str, digest: str) -> str:
@@ -100,41 +76,64 @@ def data_name(name: str, digest: str) -> str:
 class Run:
     """A run that is open: what a command logs goes through here."""
 
-    client: MlflowClient
-    uri: str
-    experiment_id: str
-    run_id: str
+    outbox: Outbox
     name: str = ""
     kept: dict[Path, None] = field(default_factory=dict)  # what the run has written, in order
     notes: list[str] = field(default_factory=list)  # the texts of its page
 
+    @property
+    def client(self) -> MlflowClient:
+        """Return the server's client, for what needs an answer."""
+        return self.outbox.to.client
+
+    @property
+    def uri(self) -> str:
+        """Return the server's address."""
+        return self.outbox.to.uri
+
+    @property
+    def experiment_id(self) -> str:
+        """Return the experiment's id."""
+        return self.outbox.to.experiment_id
+
+    @property
+    def run_id(self) -> str:
+        """Return the run's id, or what stands for it until a server has given it one."""
+        return self.outbox.to.run_id
+
+    @property
+    def folder(self) -> Path | None:
+        """Return the folder of the run's files."""
+        return self.outbox.to.folder
+
+    def send(self, kind: str, **values: Any) -> Any:
+        """Tell MLflow an entry (see `entries`), at once or later; None for one that waits."""
+        return self.outbox.send(kind, **values)
+
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log the parameters; nested ones become `a.b`, secrets are masked."""
         flat = _flat(mask(params))
-        rows = [Param(name, value[:_PARAM_LENGTH]) for name, value in flat.items()]
-        for at in range(0, len(rows), _PARAMS_A_CALL):
-            self._call(self.client.log_batch, params=rows[at : at + _PARAMS_A_CALL])
+        self.send("params", params={name: text[:_PARAM_LENGTH] for name, text in flat.items()})
 
     def log_metrics(
-        self, metrics: Mapping[str, float], step: int = 0, of: "Subject | None" = None
+        self, metrics: Mapping[str, float], step: int = 0, of: tuple[str, str] | None = None
     ) -> None:
-        """Log finite numbers; with `of`, those of a model on a data set as well as the run's.
+        """Log finite numbers; with `of`, those of the run's model on a data set as well.
+
+        `of` has the name and the digest of the data set.
 
         Raises ValueError for one that is not finite, which has no meaning in a table.
         """
-        now = int(time.time() * 1000)
+        now = _now()
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise ValueError(f"the metric {name} is {value}")
-        subject = {} if of is None else {**asdict(of), "run_id": self.run_id}
-        rows = [Metric(name, value, now, step, **subject) for name, value in metrics.items()]
-        for at in range(0, len(rows), _METRICS_A_CALL):
-            self._call(self.client.log_batch, metrics=rows[at : at + _METRICS_A_CALL])
+        rows = [[name, value, step, now] for name, value in metrics.items()]
+        self.send("metrics", rows=rows, of=None if of is None else _data(*of))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        rows = [RunTag(name, redact(value)[:_TAG_LENGTH]) for name, value in tags.items()]
-        self._call(self.client.log_batch, tags=rows)
+        self.send("tags", tags={name: _tag(value) for name, value in tags.items()})
 
     def log_dataset(
         self,
@@ -147,70 +146,47 @@ class Run:
         """Link the data that the run used; of the digest as much as tells data sets apart.
 
         `context` says what for, where there are several: "input" or "output".
-        Under a lock: MLflow looks a data set up and then inserts it, and jobs that start together
-        would insert it twice, which its database refuses.
         """
-        data = Dataset(
-            data_name(name, digest),
-            digest[:_DIGEST_LENGTH],
-            "local",
-            json.dumps({"uri": redact(source)}),
+        known, short = _data(name, digest)
+        self.send(
+            "data",
+            name=known,
+            digest=short,
+            source=json.dumps({"uri": redact(source)}),
             profile=json.dumps(dict(profile)),
+            context=context,
         )
-        with FileLock(lock(self.uri)):
-            tags = [] if context is None else [InputTag(MLFLOW_DATASET_CONTEXT, context)]
-            self._call(self.client.log_inputs, datasets=[DatasetInput(data, tags)])
 
-    def use_model(self, card: Card, address: str | None = None) -> LoggedModel:
+    def use_model(self, card: Card, address: str | None = None) -> LoggedModel | None:
         """Link the reward model that the run evaluates, adding it where the experiment has none.
 
-        `address` is where it was found if it is one of MLflow's. Under a lock, so that jobs that
-        start together add it once.
+        `address` is where it was found if it is one of MLflow's. What is known of its training is
+        logged as parameters. Returns None where that has to wait for the server.
         """
-        with FileLock(lock(self.uri)):
-            model = None
-            if address is not None:
-                model = self.attempt(logged_models.at, self.client, address)
-            if model is None or model.experiment_id != self.experiment_id:
-                arguments = (self.client, self.experiment_id, card)
-                model = self.attempt(logged_models.find, *arguments)
-                if model is None:
-                    model = self.attempt(logged_models.add_external, *arguments)
-            self._call(self.client.log_inputs, models=[LoggedModelInput(model.model_id)])
-        self.set_tags({MODEL: model.model_id})
-        found: LoggedModel = model
+        found: LoggedModel | None = self.send("use", card=asdict(card), address=address)
         return found
 
     def log_model(
-        self,
-        card: Card,
-        folder: Path,
-        params: Mapping[str, str],
-        metrics: Mapping[str, float],
-    ) -> str:
+        self, card: Card, folder: Path, params: Mapping[str, str], metrics: Collection[str]
+    ) -> str | None:
         """Log the model that the run has made, from its folder, and return its id.
 
-        `metrics` are some of the run's that are the model's, too, on the data that the run used.
+        `metrics` names some of the run's that are the model's, too, on the data that the run used.
+        Returns None where that has to wait for the server.
         """
-        arguments = (self.client, self.experiment_id, self.run_id, card, params)
-        model_id: str = self.attempt(logged_models.add_output, *arguments).model_id
-        self.attempt(self.client.log_model_artifacts, model_id, str(folder), WEIGHTS)
-        with TemporaryDirectory() as around:
-            package(Path(around), model_id, self.run_id)
-            self.attempt(self.client.log_model_artifacts, model_id, around)
-        self.attempt(self.client.finalize_logged_model, model_id, LoggedModelStatus.READY)
-        history = self.attempt(self.client.get_metric_history, self.run_id, next(iter(metrics)))
-        step = max(point.step for point in history)
-        self._call(self.client.log_outputs, [LoggedModelOutput(model_id, step)])
-        used = self.attempt(self.client.get_run, self.run_id).inputs.dataset_inputs[0].dataset
-        self.log_metrics(metrics, step, Subject(model_id, used.name, used.digest))
-        self.set_tags({MODEL: model_id})
-        return model_id
+        made: str | None = self.send(
+            "trained",
+            card=asdict(card),
+            folder=self._relative(folder),
+            params=dict(params),
+            of=list(metrics),
+        )
+        return made
 
     def add_to_name(self, text: str) -> None:
         """Add to the run's name what was not known when it began."""
         name = f"{self.name}{text}"[:_NAME_LENGTH]
-        self._call(self.client.update_run, name=name)
+        self.send("name", name=name)
 
     def log_table(self, folder: Path, metrics: Mapping[str, float]) -> None:
         """Write all numbers as a table into the run's folder, to be kept beside its files."""
@@ -223,15 +199,20 @@ class Run:
 
     def log_kept(self) -> None:
         """Log what the run has written as artifacts, those that are there."""
-        for path in self.kept:
-            if path.is_dir():
-                self._call(self.client.log_artifacts, str(path), path.name)
-            elif path.is_file():
-                self.log_file(path)
+        self._log_files([path for path in self.kept if path.exists()])
 
     def log_file(self, path: Path) -> None:
         """Log a file as an artifact."""
-        self._call(self.client.log_artifact, str(path))
+        self._log_files([path])
+
+    def _log_files(self, paths: Sequence[Path]) -> None:
+        self.send("files", paths=[self._relative(path) for path in paths])
+
+    def _relative(self, path: Path) -> str:
+        """Return a path as the run's folder may be moved with it."""
+        if self.folder is not None and path.is_relative_to(self.folder):
+            return str(path.relative_to(self.folder))
+        return str(path.absolute())
 
     def note(self, markdown: str) -> None:
         """Show a text on the run's page, above those before."""
@@ -244,25 +225,48 @@ class Run:
         `name` is the metric that its headline shows.
         """
         query = f"tags.`{RESULT_KEY}` = '{key}' and attributes.status = 'FINISHED'"
-        search = self.client.search_runs
-        for run in self.attempt(search, [self.experiment_id], query, max_results=1):
+        try:
+            found = self.client.search_runs([self.experiment_id], query, max_results=1)
+        except ERRORS as lost:
+            log.warning("nobody says whether this was done before (%s)", first_line(lost))
+            return
+        for run in found:
             metrics = recorded_numbers(self.uri, run.info.run_id)
             raise DoneBefore(run.info.run_id, metrics, headline(metrics, name))
 
-    def end(self, run_id: str, status: str) -> None:
-        """End this run, or one of its children."""
-        with uninterrupted():
+    def end(self, status: str, reason: str | None = None) -> None:
+        """End the run, and say why if it did not finish."""
+        error = None if reason is None else _tag(reason)
+        self.send("end", status=status, time=_now(), error=error)
+
+    def deliver(self, seconds: float = 0) -> None:
+        """Tell what waits of this run and of those in its folder; a server gets time to come back.
+
+        Raises TrackingError where it does not take all, ConfigError where another process is at
+        work in one of the folders.
+        """
+        if self.folder is None or not undelivered(self.folder):
+            return
+        if seconds:
+            log.info("waiting up to %.0f s for the tracking server", seconds)
+        until = time.monotonic() + seconds
+        while True:
             try:
-                self.client.set_terminated(run_id, status)
-            except ERRORS as lost:
-                log.warning("could not end the run %s (%s)", run_id, first_line(lost))
+                self.outbox.flush()
+                deliver_all(self.folder, held=True)
+            except TrackingError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_POLL)
+            else:
+                return
 
     def end_left(self, run_id: str) -> None:
         """End a run whose process died, where it still says that it is running."""
         try:
             with uninterrupted():
                 if self.client.get_run(run_id).info.status == "RUNNING":
-                    self.client.set_tag(run_id, "rmexp.error", DIED)
+                    self.client.set_tag(run_id, ERROR, DIED)
                     self.client.set_terminated(run_id, "KILLED")
         except ERRORS as lost:
             log.warning("could not end the run %s (%s)", run_id, first_line(lost))
@@ -278,6 +282,8 @@ class Run:
 
     def where(self) -> str:
         """Say how to look at the run: its page, after what opens it if that is needed."""
+        if not self.outbox.to.is_made:
+            return how_to_deliver(self.folder or Path())
         page, opens = (
             pages.run_page(self.uri, self.experiment_id, self.run_id),
             pages.command(self.uri),
@@ -290,11 +296,8 @@ class Run:
         evaluations = pages.runs_page(self.uri, self.experiment_id)
         return f"models   {models}\nruns     {evaluations}"
 
-    def _call(self, function: Any, *args: object, **kwargs: object) -> None:
-        self.attempt(function, self.run_id, *args, **kwargs)
-
     def attempt(self, function: Any, *args: object, **kwargs: object) -> Any:
-        """Call the server; raise TrackingError where it stopped answering."""
+        """Ask the server what cannot wait; raise TrackingError where it does not answer."""
         try:
             return function(*args, **kwargs)
         except ERRORS as error:
@@ -306,30 +309,45 @@ class Run:
 
 @contextmanager
 def tracked_run(
-    uri: str, experiment: str, name: str, tags: Mapping[str, str], parent: str | None = None
+    uri: str,
+    experiment: str,
+    name: str,
+    tags: Mapping[str, str],
+    parent: str | None = None,
+    folder: Path | None = None,
 ) -> Iterator[Run]:
     """Open a run and end it FINISHED, FAILED or KILLED, whatever happens inside.
 
-    Raises ConfigError where the tracking server cannot be reached.
+    What a server does not take is kept in `folder`, see `outbox`. Raises ConfigError where the
+    tracking server cannot be reached.
     """
     run: Run | None = None
     try:
         with uninterrupted():
-            run = open_run(uri, experiment, name, tags, parent)
+            run = open_run(uri, experiment, name, tags, parent, folder)
         yield run
         with uninterrupted():
-            run._call(run.client.set_terminated, "FINISHED")
+            run.end("FINISHED")
     except BaseException as error:
         if run is not None:
-            _end(run.client, run.run_id, error)
+            _end(run, error)
         raise
 
 
 def open_run(
-    uri: str, experiment: str, name: str, tags: Mapping[str, str], parent: str | None = None
+    uri: str,
+    experiment: str,
+    name: str,
+    tags: Mapping[str, str],
+    parent: str | None = None,
+    folder: Path | None = None,
 ) -> Run:
-    """Open a run that the caller ends. Raises ConfigError where the server cannot be reached."""
-    client, experiment_id = connect(uri, experiment)
+    """Open a run that the caller ends.
+
+    Raises ConfigError where the server cannot be reached; a run below another one then begins in
+    its folder, and is made on the server when that is back.
+    """
+    to = Destination(None, uri, "", token(uuid.uuid4().hex), folder)
     named = {
         MLFLOW_RUN_NAME: redact(name)[:_NAME_LENGTH],
         MLFLOW_SOURCE_NAME: tags.get("rmexp.command", name),
@@ -338,29 +356,33 @@ def open_run(
         **tags,
     }
     if parent is not None:
-        named[MLFLOW_PARENT_RUN_ID] = parent
-    named = {name: redact(value)[:_TAG_LENGTH] for name, value in named.items()}
-    with reached(uri):
-        created = client.create_run(experiment_id, tags=named, run_name=named[MLFLOW_RUN_NAME])
-        if not created.info.run_id:
-            raise MlflowException("it answers, but gives a run no id")
-    return Run(client, uri, experiment_id, created.info.run_id, named[MLFLOW_RUN_NAME])
+        named |= {MLFLOW_PARENT_RUN_ID: parent, TOKEN: to.run_id}
+    named = {name: _tag(value) for name, value in named.items()}
+    outbox, own = Outbox(to), named[MLFLOW_RUN_NAME]
+    values = {"experiment": experiment, "name": own, "tags": named, "time": _now()}
+    try:
+        with reached(uri):
+            tell(to, "make", values)
+    except ConfigError as error:
+        if parent is None or folder is None:
+            raise
+        outbox.keep("make", values, error)
+    return Run(outbox, own)
 
 
-def _end(client: MlflowClient, run_id: str, error: BaseException) -> None:
+def _end(run: Run, error: BaseException) -> None:
     """End a run that did not finish, and say why; delete one that turned out to be done before."""
     killed = isinstance(error, Killed | KeyboardInterrupt)
     reason = f"killed by {error.name}" if isinstance(error, Killed) else first_line(error)
     try:
         with uninterrupted():
             if isinstance(error, DoneBefore):
-                client.set_terminated(run_id, "FINISHED")
-                client.delete_run(run_id)
+                run.end("FINISHED")
+                run.client.delete_run(run.run_id)
                 return
-            client.set_tag(run_id, "rmexp.error", redact(reason)[:_TAG_LENGTH])
-            client.set_terminated(run_id, "KILLED" if killed else "FAILED")
-    except ERRORS as lost:
-        log.warning("could not end the run %s (%s)", run_id, first_line(lost))
+            run.end("KILLED" if killed else "FAILED", reason)
+    except (*ERRORS, TrackingError) as lost:
+        log.warning("could not end the run %s (%s)", run.run_id, first_line(lost))
 
 
 def git_commit(root: Path) -> str | None:
@@ -382,6 +404,14 @@ def _who() -> dict[str, str]:
     tags = {MLFLOW_USER: _user()}
     commit = git_commit(Path(__file__).parent)
     return tags if commit is None else tags | {MLFLOW_GIT_COMMIT: commit}
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _tag(value: str) -> str:
+    return redact(value)[:_TAG_LENGTH]
 
 
 def _user() -> str:

@@ -17,8 +17,10 @@ from running import Done, run_script
 from scored_rows import score, write_lines
 from tiny import tiny_scalar
 
+from rmexp.cli.score_rm import open_scorer
 from rmexp.data.streams import RowStream
 from rmexp.errors import ConfigError, DataError, ScoreError
+from rmexp.labelling import on_ray
 from rmexp.labelling.choosing import best_of_each, check_choice, choose, highest
 from rmexp.labelling.in_run import share_of
 from rmexp.labelling.output import Output
@@ -448,10 +450,28 @@ def test_the_command_gives_the_rewards_of_an_evaluation_and_logs_both_sets(
     assert "holds the rewards of another run: there identity is" in other.last
 
 
+def test_ray_that_cannot_be_is_one_line(command, scalar, tmp_path, monkeypatch):
+    path = write_lines(tmp_path / "rows.jsonl", PAIRS)
+    done = command(f"data.path={path}", "engine=ray", "devices=2")
+    assert done.last == "devices is for engine=local: with engine=ray give engine.actors=N"
+    monkeypatch.setattr(on_ray, "find_spec", lambda name: None)
+    done = command(f"data.path={path}", "engine=ray")
+    assert done.last == "engine=ray needs Ray: install the extra, pip install 'rmexp[ray]'"
+    assert done.code == 1
+
+
+def test_machines_that_would_read_a_model_otherwise_are_refused(scalar, tmp_path):
+    model = {"_target_": "rmexp.scoring.rewards.open_reward", "path": str(scalar), "device": "cpu"}
+    traits = {**open_reward(path=str(scalar), device="cpu").traits(), "dtype": "bfloat16"}
+    with pytest.raises(ConfigError, match=r"dtype float32 on .*, and bfloat16 where the command"):
+        open_scorer(model, traits, Settings(tmp_path), None, lambda tokens: None)
+
+
 def test_batches_that_were_scored_before_an_end_are_not_run_again(label, scalar, tmp_path):
     """The weights are loaded once for all parts, and the scores of a part go when it is written."""
     settings = Settings(tmp_path / "store", batch_tokens=100)
     label.scorer = part_scorer(open_reward(path=str(scalar)), settings, lambda tokens: None)
+    another = part_scorer(open_reward(path=str(scalar)), settings, lambda tokens: None)
     ran, loads = [], []
     load = Column.load
 
@@ -475,6 +495,7 @@ def test_batches_that_were_scored_before_an_end_are_not_run_again(label, scalar,
             label(path)
         assert len(list((tmp_path / "out").rglob("scores/00000/*/*.jsonl"))) == 1
         ran.append([])  # one more, so that it goes on
+        label.scorer = another
         output = label(path)
     unique = {ids for batch in ran for ids in batch}
     assert sum(map(len, ran)) - len(unique) <= 3 * 3  # what the self-check runs alone

@@ -160,7 +160,7 @@ def test_help_says_what_a_command_is_for_and_its_own_groups(project_root: Path, 
     groups = {
         "eval_rm.py": {"model", "bench", "tracking"},
         "train_rm.py": {"model", "objective", "data", "trainer", "experiment", "tracking"},
-        "score_rm.py": {"model", "tracking"},
+        "score_rm.py": {"model", "engine", "tracking"},
         "correlate.py": {"scores", "policy", "tracking"},
         "leaderboard.py": {"tracking"},
     }[script]

@@ -125,7 +125,7 @@ def test_the_first_hour_runs_in_its_order(project_root: Path, tmp_path: Path) ->
 
 
 def test_the_page_on_data_sets_runs(project_root: Path, tmp_path: Path) -> None:
-    """Its commands on its rows, and on rollouts; what Slurm starts on a share of them."""
+    """Its commands on its rows, and on rollouts; here alone what is for a cluster."""
     page = project_root / "docs" / "score_a_data_set.md"
     (rows,) = blocks(page, "json")
     (tmp_path / "rows.jsonl").write_text(rows)
@@ -133,11 +133,14 @@ def test_the_page_on_data_sets_runs(project_root: Path, tmp_path: Path) -> None:
     write_lines(tmp_path / "rollouts.jsonl", rollouts)
     policy = tiny_policy(tmp_path / "policy")
     typed = commands(page)
-    assert len(typed) == 4
+    assert len(typed) == 5
     for number, (name, *words) in enumerate(typed):
         line = " ".join(word.strip("'") if "{" not in word else "" for word in words)
         keep = [word.strip("'") for word in words if "{" in word]
-        line = line.replace("rows.parquet", "rows.jsonl").replace("/shared/", "shared_")
+        line = line.replace("/shared/rows", "rows").replace("rows.parquet", "rows.jsonl")
+        line = line.replace("/shared/", "shared_").replace(
+            "=ray engine.address=HOST:6379", "=local"
+        )
         line = line.replace("$SLURM_ARRAY_TASK_ID", "1").replace("model=skywork", "model=smollm2")
         words = [*line.split(), *keep, f"model.path={policy}", f"out_dir=o{number}", "quiet=true"]
         words += ["tracking.uri=sqlite:///mlflow.db", "store_dir=scores"]

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -36,17 +37,34 @@ _CHANGING_DATA = ("limit", "on_bad_row", "columns")
 
 
 def open_scorer(
-    model: Mapping[str, Any], settings: "Settings", device: str | None, told: "Told"
+    model: Mapping[str, Any],
+    traits: Mapping[str, str],
+    settings: "Settings",
+    device: str | None,
+    told: "Told",
 ) -> "PartScorer":
-    """Open a model's config to score parts, on a device of this machine if one is given."""
+    """Open a model's config to score parts, on a device of this machine if one is given.
+
+    Raises ConfigError where it is read otherwise than on the machine that found the `traits`.
+    """
     from rmexp.scoring.by_parts import part_scorer
 
     reward: Reward = build(model if device is None else {**model, "device": device})
+    for name, here in reward.traits().items():
+        if traits.get(name) != here:
+            raise ConfigError(
+                f"{reward.name} has the {name} {here} on {gethostname()}, and {traits.get(name)} "
+                "where the command runs: give what both can do, as model.dtype=bfloat16"
+            )
     return part_scorer(reward, settings, told)
 
 
 def plan(
-    config: dict[str, Any], rows: "RowStream", reward: "Reward", model: Mapping[str, Any]
+    config: dict[str, Any],
+    rows: "RowStream",
+    reward: "Reward",
+    model: Mapping[str, Any],
+    engine: "Engine | None",
 ) -> "Work":
     """Return what there is to do. Raises ConfigError or DataError for what cannot work."""
     from rmexp.labelling.choosing import check_choice
@@ -72,15 +90,29 @@ def plan(
         out=folder(config, "out"),
         form=rows.form,
         prefix=str(config["prefix"]),
-        open_scorer=partial(open_scorer, model, how),
+        open_scorer=partial(open_scorer, model, reward.traits(), how),
     )
     choice = check_choice(config["keep"], config["best_of"], kind)
     mine = share_of(spans, config["shard"])
-    return Work(task, rows, spans, mine, choice, _engine(config, reward), how.store_dir)
+    engine = engine or _here(config, reward)
+    return Work(task, rows, spans, mine, choice, engine, how.store_dir)
 
 
-def _engine(config: Mapping[str, Any], reward: "Reward") -> "Engine":
-    """Return what makes the parts."""
+def _on_ray(config: Mapping[str, Any]) -> "Engine | None":
+    """Return what makes the parts on a Ray cluster, if that is wanted."""
+    if config["engine"]["name"] != "ray":
+        return None
+    from rmexp.labelling.on_ray import OnRay
+
+    if config["devices"] != 1:
+        raise ConfigError("devices is for engine=local: with engine=ray give engine.actors=N")
+    named = {f"engine.{key}": value for key, value in config["engine"].items()}
+    actors = None if named["engine.actors"] is None else whole(named, "engine.actors", least=1)
+    return OnRay(str(named["engine.address"]), actors, whole(named, "engine.gpus"))
+
+
+def _here(config: Mapping[str, Any], reward: "Reward") -> "Engine":
+    """Return what makes the parts on this machine."""
     from rmexp.labelling import processes
     from rmexp.scoring.computing import count_devices
     from rmexp.scoring.model_reward import ModelReward
@@ -99,10 +131,11 @@ def score(config: dict[str, Any], out_dir: Path) -> commands.Work:
     """Open `config["data"]` and `config["model"]`, to score the one with the other."""
     from rmexp.data.streams import RowStream
 
+    engine = _on_ray(config)
     rows = RowStream(**{name: config["data"][name] for name in _SOURCE})
     model = model_config(config)
     reward: Reward = build(model)
-    work = plan(config, rows, reward, model)
+    work = plan(config, rows, reward, model, engine)
     changing = {name: config[name] for name in _CHANGING}
     changing |= {f"data.{name}": config["data"][name] for name in _CHANGING_DATA}
 

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -71,12 +70,7 @@ class Maker:
         self._rows = RowStream(**task.source)
         self._reader = RowReader(task.columns, task.on_bad_row)
         self._scorer = task.open_scorer(device, self._hear)
-        self._reading, self._scoring = Lock(), Lock()
         self._doing = _Share(0, 0)
-
-    def load(self) -> None:
-        """Load the weights; parts may be begun meanwhile."""
-        self._scorer.load()
 
     def make_all(self, spans: Sequence[Span]) -> Iterator[Part]:
         """Make the parts that nobody else makes; yield each when it is written.
@@ -93,13 +87,6 @@ class Maker:
                 yield self._end(self._begin(span))
                 claims.drop(span)
 
-    def make(self, span: Span) -> Part:
-        """Make a part, if nobody else has; one thread may begin a part while another scores one."""
-        with self._output.claims() as claims:
-            for each in claims.take([span], waits=True):
-                self._end(self._begin(each))
-        return self._output.part(span.number)
-
     def _ahead(self, spans: Iterator[Span]) -> Generator[Begun, None, None]:
         """Yield begun parts; another thread begins the next one meanwhile."""
 
@@ -109,27 +96,24 @@ class Maker:
 
         with ThreadPoolExecutor(1) as beside:
             coming = beside.submit(begin)
-            self.load()
+            self._scorer.load()
             while (begun := coming.result()) is not None:
                 coming = beside.submit(begin)
                 yield begun
 
     def _begin(self, span: Span) -> Begun:
         """Read the rows of a span, and make their tokens."""
-        task = self._task
-        with self._reading:
-            content = self._rows.read(span)
-            read = self._reader.read(content, span, task.kind)
-            data = Dataset(read.examples, "data", skips=task.on_bad_row == "skip")
-            return Begun(span, content, read, self._scorer.encode(data))
+        content = self._rows.read(span)
+        read = self._reader.read(content, span, self._task.kind)
+        data = Dataset(read.examples, "data", skips=self._task.on_bad_row == "skip")
+        return Begun(span, content, read, self._scorer.encode(data))
 
     def _end(self, begun: Begun) -> Part:
         """Score the rows, and write the part."""
         span, content, read = begun.span, begun.content, begun.read
-        with self._scoring:
-            self._doing = _Share(span.rows, begun.tokens.work)
-            scoring = self._scorer.score(begun.tokens, self._output.scores(span.number))
-            self._told(self._doing.rest(), 0)
+        self._doing = _Share(span.rows, begun.tokens.work)
+        scoring = self._scorer.score(begun.tokens, self._output.scores(span.number))
+        self._told(self._doing.rest(), 0)
         rows = {row.id: row for row in scoring.scored}
         kept = [at for at, example in enumerate(read.examples) if example.id in rows]
         numbers = _numbers(self._task.kind, [rows[read.examples[at].id] for at in kept])

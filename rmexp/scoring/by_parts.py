@@ -54,7 +54,7 @@ class PartScorer(Protocol):
     """What scores the parts of a data set, in one process."""
 
     def load(self) -> None:
-        """Load what it needs, once: before the first part is scored."""
+        """Load what scoring needs, unless it is there."""
         ...
 
     def encode(self, data: Dataset) -> Tokens:
@@ -88,7 +88,8 @@ class _Model:
 
     def load(self) -> None:
         pad = self._reward.chat.tokenizer.pad_token_id
-        self._loaded = [(column, load(column, pad)) for column in self._reward.columns]
+        if not self._loaded:
+            self._loaded = [(column, load(column, pad)) for column in self._reward.columns]
 
     def encode(self, data: Dataset) -> Tokens:
         seen = Seen()

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 from scored_rows import write_json, write_lines
@@ -16,6 +17,7 @@ import bench
 import gpu
 from contenders import from_json, to_json
 from growth import draw, examples, linear, points
+from rows import score_here, write_pairs
 from sample import Line, faster, padded_tokens, peer_order, share_of_rate, table, whole_prompts
 from startup import TYPED, first_line
 
@@ -277,3 +279,17 @@ def test_the_table_of_memory_is_computed(project_root: Path) -> None:
 def test_the_time_to_a_commands_first_line_is_measured() -> None:
     assert all(seconds > 0 for seconds in first_line("correlate.py polcy=none"))
     assert len({words.split()[0] for words in TYPED}) == 3
+
+
+def test_pairs_are_repeated_with_changes_and_scored_with_a_constant(tmp_path: Path) -> None:
+    pairs = [
+        {"prompt": "1?", "chosen": "a", "rejected": "b"},
+        {"prompt": "2?", "chosen": "c", "rejected": "d"},
+    ]
+    path = tmp_path / "rows.parquet"
+    write_pairs(write_lines(tmp_path / "pairs.jsonl", pairs), path, 5)
+    took = score_here(path, tmp_path / "out")
+    assert took["rows a second"] > 0
+    found = pyarrow.parquet.read_table(tmp_path / "out" / "data" / "part-00000.parquet")
+    assert found["chosen"].to_pylist() == ["a (0)", "c (0)", "a (1)", "c (1)", "a (2)"]
+    assert found["margin"].to_pylist() == [0.0] * 5

@@ -97,7 +97,7 @@ def test_what_cannot_be_read_is_said(tmp_path):
         rows.read(span)
 
 
-def test_a_split_of_the_hub_is_read_from_its_table(monkeypatch):
+def test_a_split_of_the_hub_is_read_from_its_table(monkeypatch, tmp_path):
     table = datasets.Dataset.from_list(ROWS)
     asked = []
 
@@ -114,6 +114,13 @@ def test_a_split_of_the_hub_is_read_from_its_table(monkeypatch):
     assert content.rows[0].place == "owner/name (train), row 40"
     assert isinstance(content.table, pyarrow.Table)
     assert rows.digest != RowStream("owner/name", "test", "abc").digest
+    digests = set()
+    for commit in ("a1", "b2"):  # the library's folder of a commit, when none was asked for
+        table.save_to_disk(tmp_path / commit)
+        kept = datasets.load_from_disk(str(tmp_path / commit))
+        monkeypatch.setattr(datasets, "load_dataset", lambda *names, kept=kept, **more: kept)
+        digests.add(RowStream("owner/name", "train").digest)
+    assert len(digests) == 2
 
 
 USER, ANSWER = Message("user", "one?"), {"role": "assistant", "content": "yes"}

@@ -173,9 +173,12 @@ class _Hub(_File):
         return Content(list(table_rows(table, self._name, first)), table)
 
     def digest(self) -> str:
-        """Return a digest of the names, and of the files that the library has downloaded."""
-        files = sorted(self._table.info.download_checksums or ())
-        said = json.dumps([*self._named, files, self.count()])
+        """Return a digest of the names, and of the folders in which the library keeps the data.
+
+        It names these by the commit, or by what the files are.
+        """
+        kept = [Path(each["filename"]).parent.name for each in self._table.cache_files]
+        said = json.dumps([*self._named, kept, self.count()])
         return hashlib.sha256(said.encode()).hexdigest()
 
 

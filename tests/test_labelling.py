@@ -263,6 +263,27 @@ def test_a_part_is_begun_while_the_one_before_is_scored(label, tmp_path):
     )
 
 
+def test_an_error_does_not_wait_for_the_part_that_is_being_begun(label, tmp_path):
+    caught, encoded = Event(), Event()
+
+    class Failing(Lengths):
+        def encode(self, data: Dataset) -> Tokens:
+            if data.examples[0].id == "10":
+                caught.wait(60)
+                encoded.set()
+            return super().encode(data)
+
+        def score(self, tokens: Tokens, folder: Path) -> Scoring:
+            raise ScoreError("the power is gone")
+
+    label.scorer = Failing()
+    path = write_lines(tmp_path / "rows.jsonl", PAIRS)
+    with pytest.raises(ScoreError, match="the power is gone"):
+        label(path)
+    assert not encoded.is_set()
+    caught.set()
+
+
 def test_rows_are_told_by_the_share_of_the_tokens(label, tmp_path):
     """What was scored before an end is not run again, and is told at the part's end."""
     told: list[tuple[int, int]] = []

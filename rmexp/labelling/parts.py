@@ -94,12 +94,15 @@ class Maker:
             span = next(spans, None)
             return None if span is None else self._begin(span)
 
-        with ThreadPoolExecutor(1) as beside:
+        beside = ThreadPoolExecutor(1)
+        try:
             coming = beside.submit(begin)
             self._scorer.load()
             while (begun := coming.result()) is not None:
                 coming = beside.submit(begin)
                 yield begun
+        finally:
+            beside.shutdown(wait=False)  # a run that is ended does not wait for more tokens
 
     def _begin(self, span: Span) -> Begun:
         """Read the rows of a span, and make their tokens."""

@@ -121,7 +121,7 @@ def test_the_figure_marks_the_chance_of_each_number_and_intervals_of_no_width():
         for axis in figure.axes
     ]
     assert levels == [[0.4], [0.5], []]
-    assert [text.get_text() for text in figure.legends[0].texts] == ["chance, 0.40 to 0.50"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["chance 0.40 to 0.50"]
     whisker = figure.axes[0].lines[0]
     assert (list(whisker.get_xdata()), whisker.get_marker()) == ([0.5, 0.5], "|")
     assert figure.axes[0].get_xlim()[0] < 0

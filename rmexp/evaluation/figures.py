@@ -13,6 +13,7 @@ from rmexp.stats.drawing import (
     head,
     key,
     panels,
+    span,
     tidy,
     whisker,
     wrapped,
@@ -43,10 +44,8 @@ def dots(rows: Sequence[Gain]) -> Figure:
             point.set(markerfacecolor=face, clip_on=False, zorder=4)
         if name in chances:
             axis.axvline(chances[name], label=chance_label(chances.values()), zorder=0, **CHANCE)
-        counts = sorted({row.n for row in own})
-        n = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
         few = f", {TOO_FEW}" if any(row.low is None for row in own) else ""
-        axis.set_title(wrapped(f"{name} (n={n}{few})", 40), fontsize=9)
+        axis.set_title(wrapped(f"{name} (n={span(row.n for row in own)}{few})", 40), fontsize=9)
         tidy(axis)
         axis.set_yticks(range(len(models)), labels)
         axis.tick_params(axis="x", labelbottom=True)

@@ -40,7 +40,7 @@ def panels(
     rows = -(-count // most)
     columns = -(-count // rows)
     inches = (size[0] * columns + beside, size[1] * rows + 0.8)
-    figure = Figure(inches, dpi=150, layout="constrained")
+    figure = Figure(inches, dpi=150, layout="compressed")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=shared).ravel()
     for spare in axes[count:]:
         spare.remove()
@@ -70,8 +70,13 @@ def wrapped(text: str, letters: int) -> str:
 
 def chance_label(values: Iterable[float]) -> str:
     """Say in a legend what level is drawn as chance: what rewards drawn at random have."""
-    ends = sorted({f"{value:.2f}" for value in values})
-    return f"chance {ends[0]}" if len(ends) == 1 else f"chance, {ends[0]} to {ends[-1]}"
+    return f"chance {span(values, '.2f')}"
+
+
+def span(values: Iterable[float], form: str = ",") -> str:
+    """Write the least and the highest of these, once where they read alike."""
+    every = list(values)
+    return " to ".join(dict.fromkeys(f"{end:{form}}" for end in (min(every), max(every))))
 
 
 def whisker(axis: Axes, low: float, high: float, at: float, upright: bool = False) -> None:

@@ -24,6 +24,7 @@ from rmexp.stats.drawing import (
     ink,
     key,
     panels,
+    span,
     tidy,
     whisker,
     wrapped,
@@ -79,7 +80,7 @@ def style_bias(domains: Mapping[str, NDArray[np.float64]]) -> Figure:
     Each domain's array is `(prompts, 2)`. Both axes have one scale, so that a model that looks at
     length makes an upright cloud, one that looks at correctness one that lies to the right.
     """
-    figure = panels(len(domains), 4, (3.4, 3.5))
+    figure = panels(len(domains), 4, (3.3, 3.6))
     for axis, (domain, pairs) in zip(figure.axes, domains.items(), strict=True):
         limit = 1.08 * np.abs(pairs).max() or 1.0
         axis.axhline(0, color="0.6", lw=0.8)
@@ -93,7 +94,7 @@ def style_bias(domains: Mapping[str, NDArray[np.float64]]) -> Figure:
         axis.set_title(f"{domain} (n={len(pairs):,})\n{shares}", fontsize=9)
         axis.set_xlim(-limit, limit)
         axis.set_ylim(-limit, limit)
-        axis.set_aspect("equal")
+        axis.set_box_aspect(1)
         axis.tick_params(labelsize=8)
         axis.set_xlabel("for correctness, in units of reward", fontsize=9)
         axis.set_ylabel("for verbosity, in units of reward", fontsize=9)
@@ -207,9 +208,10 @@ def _curves(runs: Mapping[str, Sequence[Point]]) -> Figure:
         for level in dict.fromkeys(map(_chance, own.values())):
             axis.plot(*zip(*level, strict=True), label="chance: one at random", **CHANCE)
         _n_axis(axis, {p.n: p.kl for p in points})
-        counts = sorted({of[0].count for of in own.values()})
-        title = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
-        axis.set_title(f"{f'{name}, ' if len(series) > 1 else ''}{title} examples", fontsize=9)
+        count = span(of[0].count for of in own.values())
+        axis.set_xlabel(f"n, the responses to choose from ({count} examples)", fontsize=9)
+        if len(series) > 1:
+            axis.set_title(name, fontsize=10)
     axes[0].set_ylabel(_MEASURES[points[0].measure], fontsize=9)
     key(figure, columns=1)
     return figure
@@ -250,7 +252,6 @@ def _n_axis(axis: Axes, kl: Mapping[int, float | None]) -> None:
     axis.set_xticks(ticks, [str(n) for n in ticks], fontsize=8)
     axis.minorticks_off()
     axis.tick_params(axis="y", labelsize=8)
-    axis.set_xlabel("n, the responses to choose from", fontsize=9)
     axis.grid(color="0.9", lw=0.6)
     axis.set_axisbelow(True)
     axis.spines["right"].set_visible(False)

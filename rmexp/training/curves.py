@@ -31,7 +31,8 @@ def training_curve(history: Sequence[Mapping[str, float]], title: str) -> Figure
         axis.axhline(chance, label="chance: no difference between the two", **CHANCE)
         axis.set_ylabel(words, fontsize=9)
         axis.set_xlabel("steps done", fontsize=9)
-        axis.set_xlim(0, 1.02 * max(row["step"] for row in history))
+        last = max(1.0, *(row["step"] for row in history))
+        axis.set_xlim(-0.03 * last, 1.03 * last)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         tidy(axis)
     accuracy = figure.axes[1]

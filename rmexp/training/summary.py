@@ -38,5 +38,5 @@ def title(training: Training, metrics: Mapping[str, float]) -> str:
 
 
 def _subject(training: Training) -> str:
-    start = training.start.column.checkpoint.name
-    return f"{start} trained by {training.objective.name} on {training.source.name}"
+    start, source = training.start.reward.name, training.source.name
+    return f"{start} trained by {training.objective.name} on {source}"

@@ -231,6 +231,7 @@ def test_parameters_keep_their_kinds(uri):
         "number": 1e-05,
         "list": ["a", 1],
         "nothing": {},
+        "names": {"UltraFeedback (FG) PPO": "uf"},
         "model": {"reference": {"path": "x"}, "uri": "http://me:secret@host/x"},
     }
     assert opened(uri, lambda run: run.log_params(params)).data.params == {
@@ -241,6 +242,7 @@ def test_parameters_keep_their_kinds(uri):
         "number": "1e-05",
         "list": '["a", 1]',
         "nothing": "{}",
+        "names.UltraFeedback _FG_ PPO": "uf",
         "model.reference.path": "x",
         "model.uri": "http://host/x",
     }

@@ -4,6 +4,7 @@ import getpass
 import json
 import logging
 import math
+import re
 import subprocess
 import time
 import uuid
@@ -43,6 +44,7 @@ from rmexp.tracking.run_folder import DIED, how_to_deliver, undelivered
 log = logging.getLogger(__name__)
 
 _PARAM_LENGTH, _TAG_LENGTH = 6000, 8000  # MLflow's limits
+_NO_NAME = re.compile(r"[^\w\-. :/]")  # what MLflow refuses in a parameter's name
 _NAME_LENGTH = 250  # of runs; databases other than SQLite refuse a longer one
 
 _DIGEST_LENGTH = 8  # as git shows commits
@@ -423,7 +425,8 @@ def _user() -> str:
 
 def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     rows: dict[str, str] = {}
-    for name, value in values.items():
+    for key, value in values.items():
+        name = _NO_NAME.sub("_", key)
         if isinstance(value, Mapping) and value:
             rows |= _flat(value, f"{prefix}{name}.")
         else:

@@ -120,7 +120,8 @@ def test_a_line_explains_all_of_a_line_and_less_of_a_parabola() -> None:
 
 def test_the_figure_has_a_panel_an_axis() -> None:
     seconds = [float(point.value) for point in points()]
-    figure = draw({"one": seconds, "other": [2 * value for value in seconds]})
+    figure = draw({"one": seconds, "other": [2 * value for value in seconds]}, "a model, fp32")
+    assert figure.get_suptitle() == "a model, fp32"
     assert [axis.get_xlabel() for axis in figure.axes] == [
         "prompts", "responses to a prompt", "tokens of prompt and of response"
     ]  # fmt: skip

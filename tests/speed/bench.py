@@ -230,7 +230,8 @@ def grow(bench: Bench) -> None:
                 f"R^2 {explained:.4f}"
             )
     if bench.options.figure is not None:
-        draw(seconds).savefig(bench.options.figure, bbox_inches="tight")
+        title = f"{bench.policy.name}, {bench.dtype}, {bench.options.threads} threads, one round"
+        draw(seconds, title).savefig(bench.options.figure, bbox_inches="tight")
 
 
 def found(path: Path) -> str | None:

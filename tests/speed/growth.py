@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rmexp.schema import Example, Message
+from rmexp.stats.drawing import COLOURS, MARKERS, head, key, panels, tidy
 
 _WORDS = "the of a to in is was for on that with as it by at from his an were are".split()
 _AXES = {
@@ -74,21 +75,22 @@ def linear(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]
     return round(intercept, 9), round(slope, 9), round(explained, 9)
 
 
-def draw(seconds: Mapping[str, Sequence[float]]) -> Figure:
+def draw(seconds: Mapping[str, Sequence[float]], title: str) -> Figure:
     """Draw a panel an axis; `seconds` are those of all `points` by the contender's name."""
-    figure = Figure(figsize=(11, 3.6), dpi=150, layout="constrained")
-    for panel, axis in zip(figure.subplots(1, len(_AXES)), _AXES, strict=True):
+    figure = panels(len(_AXES), len(_AXES), (3.6, 2.8))
+    for panel, axis in zip(figure.axes, _AXES, strict=True):
         at = [n for n, point in enumerate(points()) if point.axis == axis]
         x: NDArray[np.float64] = np.array([points()[n].value for n in at], dtype=float)
-        styles = zip(seconds.items(), (("#0072B2", "o"), ("#D55E00", "s")), strict=False)
-        for (name, values), (colour, marker) in styles:
+        looks = zip(COLOURS, MARKERS, strict=True)
+        for (name, values), (colour, marker) in zip(seconds.items(), looks, strict=False):
             y = [values[n] for n in at]
             intercept, slope, _ = linear(x.tolist(), y)
             panel.plot(x, y, marker, color=colour, label=name)
             panel.plot(x, intercept + slope * x, "-", color=colour, linewidth=0.8)
-        panel.set_xlabel(axis)
+        panel.set_xlabel(axis, fontsize=9)
+        panel.set_ylabel("seconds", fontsize=9)
         panel.set_ylim(bottom=0)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("seconds")
-    figure.axes[0].legend(frameon=False)
+        tidy(panel)
+    key(figure)
+    head(figure, title)
     return figure

@@ -127,12 +127,17 @@ def run_script(root: Path, words: Sequence[str], undrawn: Iterable[tuple[Any, st
     return Ended(code, stdout.getvalue(), stderr.getvalue())
 
 
-@contextlib.contextmanager
-def mlflow_serving(*words: str, **environment: str) -> Iterator[str]:
-    """Run `mlflow WORDS` as a server of our own, and yield its address once it answers."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+    return port
+
+
+@contextlib.contextmanager
+def mlflow_serving(*words: str, port: int | None = None, **environment: str) -> Iterator[str]:
+    """Run `mlflow WORDS` as a server of our own, and yield its address once it answers."""
+    port = port or free_port()
     command = [sys.executable, "-m", "mlflow", *words, "--host", "127.0.0.1", "--port", str(port)]
     with subprocess.Popen(
         command,
@@ -142,12 +147,14 @@ def mlflow_serving(*words: str, **environment: str) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     ) as process:
         address = f"http://127.0.0.1:{port}"
-        for _ in range(240):
-            assert process.poll() is None
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5).close()
-                break
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.5)
-        yield address
-        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            for _ in range(240):
+                assert process.poll() is None
+                try:
+                    urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                    break
+                except (urllib.error.URLError, ConnectionError):
+                    time.sleep(0.5)
+            yield address
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)

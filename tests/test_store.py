@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rmexp.errors import ConfigError
+from rmexp.errors import ConfigError, ScoreError
 from rmexp.scoring.store import ScoreStore, response_key
 
 IDENTITY = {"weights": "w", "reads": "score"}
@@ -38,6 +38,18 @@ def test_a_torn_last_line_is_passed_over(tmp_path: Path) -> None:
     with ScoreStore(tmp_path, IDENTITY) as again:
         again.append([("b", 2.0)])
     assert ScoreStore(tmp_path, IDENTITY).read() == {"a": 1.0, "b": 2.0}
+
+
+@pytest.mark.parametrize(
+    "line", ['["b", 2.0, "of now"]', '{"key": "b", "value": 2.0}', '["b", "2.0"]', "[5, 2.0]", "5"]
+)
+def test_lines_of_another_version_are_refused_with_their_place(tmp_path: Path, line: str) -> None:
+    with ScoreStore(tmp_path, IDENTITY) as store:
+        store.append([("a", 1.0)])
+    (file,) = store.folder.glob("*.jsonl")
+    file.write_text(file.read_text() + line + "\n")
+    with pytest.raises(ScoreError, match=rf"^{file}:2 of the score store is damaged, or of anoth"):
+        ScoreStore(tmp_path, IDENTITY).read()
 
 
 def test_each_process_writes_to_its_own_file(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -58,14 +58,18 @@ class Store(Generic[Value]):
                     if not line.endswith(b"\n"):
                         continue
                     try:
-                        key, value = parse_json(line.decode())
-                    except (ValueError, TypeError) as error:
-                        raise ScoreError(
-                            f"{path}:{number} of the score store is damaged: delete this file, "
-                            "what is missing then is computed again"
-                        ) from error
+                        row: Any = parse_json(line.decode())
+                        key, value = row if isinstance(row, list) else ()
+                    except ValueError as error:
+                        raise _damaged(path, number) from error
+                    if not isinstance(key, str) or not self.fits(value):
+                        raise _damaged(path, number)
                     values[key] = value
         return values
+
+    def fits(self, value: object) -> bool:
+        """Say whether a value that was read is one of this column's."""
+        return True
 
     def append(self, values: Iterable[tuple[str, Value]]) -> None:
         """Write the values down; they outlive this process from here on."""
@@ -162,6 +166,17 @@ class Store(Generic[Value]):
 
 class ScoreStore(Store[float]):
     """The store of one model's rewards or log-probabilities by `response_key`."""
+
+    def fits(self, value: object) -> bool:
+        """Say whether a value that was read is a number."""
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _damaged(path: Path, number: int) -> ScoreError:
+    return ScoreError(
+        f"{path}:{number} of the score store is damaged, or of another version: delete this file, "
+        "what is missing then is computed again"
+    )
 
 
 def _keys(claim: Path) -> list[str]:

@@ -59,9 +59,11 @@ class Store(Generic[Value]):
                         continue
                     try:
                         row: Any = parse_json(line.decode())
-                        key, value = row if isinstance(row, list) else ()
                     except ValueError as error:
                         raise _damaged(path, number) from error
+                    if not isinstance(row, list) or len(row) != 2:
+                        raise _damaged(path, number)
+                    key, value = row
                     if not isinstance(key, str) or not self.fits(value):
                         raise _damaged(path, number)
                     values[key] = value

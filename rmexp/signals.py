@@ -4,6 +4,9 @@ The handler raises in whatever the main thread does, so that a signal ends waiti
 Not everything lets an exception through: Python ignores those of finalisers, and a library may
 catch what it does not know. So a signal stays pending until its exception has left `killable`, and
 is raised again, a moment later, where it has got lost.
+
+A launcher may have a signal of its own, as submitit has for Slurm's preemption: at that one the run
+is ended as well, and the launcher gets its signal when that is done, to have the job begin again.
 """
 
 import _thread
@@ -16,6 +19,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_OF_LAUNCHERS = (signal.SIGUSR1, signal.SIGUSR2)
 # `timeout`, a terminal with a wrapper and some schedulers send a signal twice: the second must not
 # interrupt what the first has set off. One that comes later is meant.
 _REPEATED_WITHIN = 2.0
@@ -34,20 +38,32 @@ class Killed(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(1)
+        self._number = number
         self.name = signal.Signals(number).name
+
+    def hand_on(self) -> None:
+        """Give the signal to the launcher whose own one it is; it may end the process."""
+        handler = signal.getsignal(self._number)
+        if self._number in _OF_LAUNCHERS and callable(handler):
+            handler(self._number, None)
 
 
 @contextmanager
 def killable() -> Iterator[None]:
     """Raise `Killed` in the main thread when SIGTERM or SIGINT arrives; once for one sent twice.
 
+    So it is at a signal that a launcher handles when the block begins.
+
     One that comes at any time within the block is raised before the block is left.
     """
     global _blocks, _held
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {number: signal.getsignal(number) for number in (*_SIGNALS, *_OF_LAUNCHERS)}
+    for number in _OF_LAUNCHERS:
+        if not callable(before[number]):
+            del before[number]
     _blocks += 1
     try:
-        for number in _SIGNALS:
+        for number in before:
             signal.signal(number, _handle)
         yield
     finally:

@@ -179,3 +179,25 @@ def test_signals_are_as_before_afterwards_and_none_is_left() -> None:
     with killable():
         assert signal.getsignal(TERM) is not before[0]
         time.sleep(0.3)
+
+
+def test_a_launchers_own_signal_ends_the_run_and_is_handed_on() -> None:
+    """As submitit's for preemption, which ends the process and has the job begin again."""
+    requeued: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: requeued.append(number))
+    try:
+        with pytest.raises(Killed) as caught, killable():
+            send(signal.SIGUSR2)
+        assert (caught.value.name, requeued) == ("SIGUSR2", [])
+        caught.value.hand_on()
+        assert requeued == [signal.SIGUSR2]
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_signal_that_no_launcher_handles_is_left_to_the_system() -> None:
+    with killable():
+        assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+    with pytest.raises(Killed) as caught, killable():
+        send()
+    caught.value.hand_on()  # nobody else's

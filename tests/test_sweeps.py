@@ -9,13 +9,17 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock, Timeout
+from hydra.core.plugins import Plugins
 from running import Ended, run_apart, run_script
 from scored_rows import score, write_lines
 from test_tracking import fresh_database
@@ -330,6 +334,33 @@ def test_a_sweep_that_died_is_ended_by_the_next_one_in_its_folder(place: Place) 
     assert "another process is at work" in done.err
 
 
+def test_a_sweep_that_is_stopped_says_what_each_job_of_its_grid_did(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first job is still at work, as one of a cluster may be; the second has died."""
+
+    def launch(words: Sequence[Sequence[str]], initial_job_idx: int) -> None:
+        assert len(words) == 4
+        for number in range(2):
+            folder = place.top / "out" / str(number)
+            folder.mkdir(exist_ok=True)
+            write_status(folder, {"overrides": list(words[number]), **running()})
+            note_job(folder.parent, number, folder)
+        raise OSError("a worker died")
+
+    launcher = SimpleNamespace(launch=launch)
+    monkeypatch.setattr(Plugins, "instantiate_launcher", lambda *_, **__: launcher)
+    with hold(place.top / "out" / "0"):
+        done = place.run("-m", "model=one,two", "bench=pairs,bad", code=1)
+    with (place.top / "out" / "sweep.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["status"] for row in table] == ["RUNNING", "KILLED", "NOT_RUN", "NOT_RUN"]
+    assert table[0]["headline metric or error"].startswith(f"still at work, process {os.getpid()}")
+    assert table[3]["overrides"] == "model=two bench=bad"
+    assert "0 of 4 jobs finished, 4 did not" in done.out
+    assert "skip_done=true does the rest" in done.err
+
+
 def test_the_weights_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     load = loading.load_scalar
@@ -391,6 +422,18 @@ def test_jobs_get_a_gpu_each_and_wait_for_a_free_one(
             pass
     third.join(60)
     assert len(done) == 6
+
+
+def test_jobs_to_which_the_launcher_showed_a_gpu_each_do_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ray does: each job's only device has the number 0."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    with ExitStack() as held:
+        for shown in ("2", "3"):
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+            held.enter_context(sweeps.one_gpu(tmp_path))
 
 
 def test_a_machine_without_gpu_has_none_to_give(

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,6 +195,8 @@ def run_command(
             sweeps.stop(sweep)
         if run_folder.undelivered(out_dir):
             log.error("MLflow was not told all: %s", run_folder.how_to_deliver(out_dir))
+        if isinstance(error, Killed):
+            error.hand_on()
         if not isinstance(error, Exception):
             raise  # the other jobs do not run either
     finally:
@@ -417,12 +420,27 @@ def _open_sweep(config: DictConfig) -> None:
     varied |= {str(key) for key in config.hydra.sweeper.params or {}}
     folder, command = Path(config.hydra.sweep.dir).absolute(), str(config.hydra.job.name)
     _by_hydra.append(folder / "multirun.yaml")
-    sweeps.open_sweep(folder, uri, experiment, command, words, sorted(varied))
+    planned = _grid(config) if "BasicSweeper" in str(config.hydra.sweeper._target_) else []
+    sweeps.open_sweep(folder, uri, experiment, command, words, sorted(varied), planned)
     if config.then:
         place = {"uri": uri, "experiment": experiment}
         _then.extend(str(word) for word in config.then)
         _then.extend(f"tracking.{name}={_quoted(value)}" for name, value in place.items())
         _then.append(f"out_dir={_quoted(str(folder / 'then'))}")
+
+
+def _grid(config: DictConfig) -> list[tuple[str, ...]]:
+    """Return the words of each job of a grid, in the order of the jobs."""
+    words = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
+    words += [str(word) for word in config.hydra.overrides.task]
+    chosen = {
+        word.get_key_element(): [str(value) for value in word.sweep_string_iterator()]
+        if word.is_discrete_sweep()
+        else [word.get_value_element_as_str()]
+        for word in OverridesParser.create().parse_overrides(words)
+    }
+    each = [[secrets.redact_word(f"{name}={v}") for v in values] for name, values in chosen.items()]
+    return list(product(*each))
 
 
 def _quoted(text: str) -> str:

@@ -13,6 +13,7 @@ from rmexp.tracking import run_folder
 from rmexp.tracking.run_folder import read_status
 
 LIST = "jobs.jsonl"  # a sweep's jobs and their folders
+_NEVER = "had not begun when the sweep was stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,8 @@ def noted_jobs(sweep: Path) -> dict[int, Path]:
     return dict(sorted(noted.items()))
 
 
-def read_jobs(sweep: Path) -> list[Job]:
-    """Return the jobs of a sweep, by number."""
+def read_jobs(sweep: Path, planned: Sequence[Sequence[str]] = ()) -> list[Job]:
+    """Return the jobs of a sweep, by number; of the `planned` ones, those that never began too."""
     jobs = []
     for number, folder in noted_jobs(sweep).items():
         try:
@@ -89,9 +90,17 @@ def read_jobs(sweep: Path) -> list[Job]:
         result = row.get("error") or row.get("headline") or ""
         if row.get("skipped"):
             result = f"{result} (done before)"
+        if row["status"] == "RUNNING":
+            result = f"still at work, process {row.get('process', 'unknown')}"
         words = tuple(row.get("overrides", ()))
         jobs.append(Job(folder, number, words, row["status"], row.get("run_id", ""), result))
-    return jobs
+    begun = {job.number for job in jobs}
+    jobs += [
+        Job(sweep / str(number), number, tuple(words), "NOT_RUN", "", _NEVER)
+        for number, words in enumerate(planned)
+        if number not in begun
+    ]
+    return sorted(jobs, key=lambda job: job.number)
 
 
 def job_rows(jobs: Sequence[Job]) -> list[tuple[str, ...]]:

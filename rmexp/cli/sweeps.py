@@ -7,11 +7,12 @@ process it runs, finds it by the sweep's folder. Jobs speak through files in the
 import gc
 import json
 import logging
+import os
 import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ log = logging.getLogger(__name__)
 _PATIENCE = 60.0  # seconds that a server gets to come back once all jobs have ended
 _POLL = 0.5  # seconds between two looks for a free GPU
 _FILE, _STOP = "sweep.json", "stopped"
-_open: "tuple[Path, Run, ExitStack] | None" = None  # the sweep of this process, which is its parent
+# The sweep of this process, which is its parent, and the words of its jobs where they are known.
+_open: "tuple[Path, Run, ExitStack, Sequence[Sequence[str]]] | None" = None
 
 
 def open_sweep(
@@ -41,10 +43,12 @@ def open_sweep(
     command: str,
     overrides: Sequence[str],
     varied: Sequence[str],
+    planned: Sequence[Sequence[str]] = (),
 ) -> None:
     """Open the parent run; with it the database and the experiment, once for all the jobs.
 
-    `varied` names the settings in which the jobs differ.
+    `varied` names the settings in which the jobs differ; `planned` holds the words of each job of a
+    grid.
     """
     from rmexp.tracking.delivery import deliver_all
     from rmexp.tracking.runs import open_run
@@ -63,7 +67,7 @@ def open_sweep(
         (folder / name).unlink(missing_ok=True)
     found = {"run_id": run.run_id, "varied": list(varied)}
     (folder / _FILE).write_text(json.dumps(found) + "\n", encoding="utf-8")
-    _open = folder, run, held
+    _open = folder, run, held, planned
 
 
 def _end_left(folder: Path, run: "Run") -> None:
@@ -92,27 +96,31 @@ def close_sweep(*, killed: bool = False, broken: bool = False) -> list[Path]:
     """Close the parent run with a table of the jobs, and return the folders of those that failed.
 
     `broken` says that the sweep itself failed, whatever its jobs did. Jobs whose process died are
-    ended for them. Does nothing where no sweep is open.
+    ended for them; those that are still at work, as jobs of a cluster may be, are left to it. Does
+    nothing where no sweep is open.
     """
     global _open
     if _open is None:
         return []
-    (folder, run, held), _open = _open, None
+    (folder, run, held, planned), _open = _open, None
     with held:
-        return _close(folder, run, killed, broken)
+        return _close(folder, run, planned if killed or broken else (), killed, broken)
 
 
-def _close(folder: Path, run: "Run", killed: bool, broken: bool) -> list[Path]:
+def _close(
+    folder: Path, run: "Run", planned: Sequence[Sequence[str]], killed: bool, broken: bool
+) -> list[Path]:
     for job in jobs.noted_jobs(folder).values():
         try:
-            status = run_folder.read_status(job)
-        except DataError:  # the table of the jobs says so
+            with nullcontext() if killed else run_folder.hold(job):  # a signal ends them as well
+                status = run_folder.read_status(job)
+                if status["status"] == "RUNNING":
+                    write_status(job, status | {"status": "KILLED", "error": run_folder.DIED})
+                    if "run_id" in status:
+                        run.end_left(status["run_id"])
+        except (ConfigError, DataError):  # at work, or damaged: the table of the jobs says so
             continue
-        if status["status"] == "RUNNING":
-            write_status(job, status | {"status": "KILLED", "error": run_folder.DIED})
-            if "run_id" in status:
-                run.end_left(status["run_id"])
-    done = jobs.read_jobs(folder)
+    done = jobs.read_jobs(folder, planned)
     failed = [job.folder for job in done if job.failed]
     try:
         if done:
@@ -242,10 +250,14 @@ def one_gpu(folder: Path) -> Iterator[None]:
 def _free_gpu(folder: Path, count: int, held: ExitStack) -> int:
     """Return the first device that no other job holds, and hold it."""
     host, waiting = platform.node(), False
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")  # which a launcher may set, for each job another
+    names = shown.split(",") if shown else [str(device) for device in range(count)]
     while True:
         for device in range(count):
             try:
-                held.enter_context(FileLock(folder / f"{host}-gpu{device}.lock", blocking=False))
+                held.enter_context(
+                    FileLock(folder / f"{host}-gpu{names[device]}.lock", blocking=False)
+                )
             except Timeout:
                 continue
             return device

@@ -120,6 +120,7 @@ def _close(
                         run.end_left(status["run_id"])
         except (ConfigError, DataError):  # at work, or damaged: the table of the jobs says so
             continue
+    run.end_dead()  # those that had not yet been noted
     done = jobs.read_jobs(folder, planned)
     failed = [job.folder for job in done if job.failed]
     try:

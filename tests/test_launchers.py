@@ -95,7 +95,9 @@ class Place:
     def tracked(self) -> list[tuple[str, str]]:
         """The name and the status of each run that MLflow has."""
         with sqlite3.connect(self.top / "mlflow.db") as database:
-            rows = database.execute("select name, status from runs order by start_time")
+            rows = database.execute(
+                "select name, status from runs where lifecycle_stage = 'active' order by start_time"
+            )
             return list(rows)
 
 

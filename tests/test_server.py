@@ -21,7 +21,7 @@ from tiny import tiny_policy
 from rmexp.tracking.run_folder import undelivered
 from rmexp.tracking.runs import MlflowClient
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 Serving = Callable[[], contextlib.AbstractContextManager[str]]
 
 

@@ -12,7 +12,7 @@ from test_tracking import fresh_database
 
 from rmexp import deliver
 from rmexp.errors import ConfigError, DataError
-from rmexp.tracking import outbox, runs
+from rmexp.tracking import delivery, outbox, runs
 from rmexp.tracking.connection import TrackingError
 from rmexp.tracking.logged_models import Card
 from rmexp.tracking.registry import register
@@ -310,3 +310,18 @@ def test_the_command(uri, server, tmp_path, monkeypatch, capsys):
     assert (code, run.run_id in text) == (0, True)
     code, text = called(str(moved))
     assert (code, "was delivered before" in text) == (0, True)
+
+
+def test_a_password_is_that_of_the_process_or_of_the_caller(tmp_path, monkeypatch):
+    (tmp_path / "undelivered.jsonl").write_text(WHOSE.replace("sqlite:////x.db", "http://h") + "\n")
+    asked = []
+
+    def client(uri: str) -> None:
+        asked.append(uri)
+        raise OSError("nobody is there")
+
+    monkeypatch.setattr(delivery, "MlflowClient", client)
+    for uri, held in (("http://me:x@h", True), ("http://me:x@i", True), ("http://me:x@i", False)):
+        with pytest.raises(TrackingError):
+            delivery.deliver_all(tmp_path, uri, held=held)
+    assert asked == ["http://me:x@h", "http://h", "http://me:x@i"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
+from rmexp.secrets import redact
 from rmexp.tracking import outbox
 from rmexp.tracking.connection import ERRORS, impatient
 from rmexp.tracking.entries import Destination
@@ -16,27 +17,28 @@ from rmexp.tracking.run_folder import DIED, hold, holder, undelivered
 def deliver_all(folder: Path, uri: str | None = None, *, held: bool = False) -> list[Destination]:
     """Deliver what waits in a folder and below it, parents first, and return the runs.
 
-    Each run's folder is held meanwhile; with `held` this process holds `folder` itself already.
-    `uri` is where the server is now, if that is not where it was. Raises TrackingError where it
+    `uri` is where the server is now, if that is not where it was. Each run's folder is held
+    meanwhile; with `held` this process holds `folder` itself already, and `uri` is the address of
+    its own server, with the password that no file has. Raises TrackingError where it
     does not take all, ConfigError where another process is at work in one of the folders.
     """
     told = []
     for own, journals in groupby(undelivered(folder), holder):
         with nullcontext() if held and own == folder else hold(own):
-            told += [_deliver(journal, uri) for journal in journals]
+            told += [_deliver(journal, uri, moved=not held) for journal in journals]
     return told
 
 
-def _deliver(journal: Path, uri: str | None) -> Destination:
+def _deliver(journal: Path, uri: str | None, *, moved: bool) -> Destination:
     """Tell what waits in a journal whose run has ended, and take it away; return the run.
 
-    A run that was not ended is so now: its process died. `uri` is where the server is now if that
-    is not where it was. Raises TrackingError where it does not take all, DataError for what is no
-    journal.
+    A run that was not ended is so now: its process died. Raises TrackingError where the server does
+    not take all, DataError for what is no journal.
     """
     whose, entries = outbox.read(journal)
-    place = uri or whose["uri"], whose["experiment_id"], whose["run_id"]
-    to = Destination(None, *place, journal.parent)
+    known = uri is not None and (moved or redact(uri) == whose["uri"])
+    address = uri if uri is not None and known else whose["uri"]
+    to = Destination(None, address, whose["experiment_id"], whose["run_id"], journal.parent)
     try:
         with impatient():
             to.reached = MlflowClient(to.uri)

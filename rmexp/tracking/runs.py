@@ -255,7 +255,7 @@ class Run:
         while True:
             try:
                 self.outbox.flush()
-                deliver_all(self.folder, held=True)
+                deliver_all(self.folder, self.uri, held=True)
             except TrackingError:
                 if time.monotonic() > until:
                     raise

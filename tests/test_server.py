@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -73,7 +74,7 @@ def postgresql() -> Iterator[str]:
                     break
                 time.sleep(0.25)
             yield f"postgresql+psycopg://rmexp@127.0.0.1:{port}/postgres"
-            process.terminate()
+            process.send_signal(signal.SIGINT)  # which does not wait for clients
     finally:
         shutil.rmtree(folder)
 

@@ -162,14 +162,31 @@ class TerminalFormatter(RedactingFormatter):
 
 
 class _Redacted:
-    """A text stream that leaves secrets out of what is written to it."""
+    """A text stream that leaves secrets out of what is written to it.
+
+    Where the reader goes, as `head` does, the rest is dropped, and the work goes on.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(redact(text))
+        with self._read_or_dropped():
+            self._stream.write(redact(text))
         return len(text)
+
+    def flush(self) -> None:
+        with self._read_or_dropped():
+            self._stream.flush()
+
+    @contextmanager
+    def _read_or_dropped(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -178,8 +195,10 @@ class _Redacted:
 @contextmanager
 def redacted_output(stdout: TextIO, stderr: TextIO) -> Iterator[None]:
     """Leave secrets out of what anything prints, Hydra's messages about an override among it."""
-    with (
-        redirect_stdout(cast("TextIO", _Redacted(stdout))),
-        redirect_stderr(cast("TextIO", _Redacted(stderr))),
-    ):
-        yield
+    out, err = _Redacted(stdout), _Redacted(stderr)
+    with redirect_stdout(cast("TextIO", out)), redirect_stderr(cast("TextIO", err)):
+        try:
+            yield
+        finally:
+            out.flush()
+            err.flush()

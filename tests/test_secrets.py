@@ -163,3 +163,14 @@ def test_the_terminal_leaves_tracebacks_to_the_file():
         )
     assert "ZeroDivisionError" in secrets.RedactingFormatter().format(record)
     assert secrets.TerminalFormatter().format(record) == "text"
+
+
+def test_what_nobody_reads_is_dropped_and_the_work_goes_on():
+    """As in `eval_rm.py ... | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        with secrets.redacted_output(stream, stream):
+            print("x" * 100_000)
+            print("more", flush=True)
+            print("the rest", file=sys.stderr)

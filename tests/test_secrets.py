@@ -1,6 +1,8 @@
 """One secret in every place that can hold one, and what is left of it: nothing."""
 
 import logging
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +171,7 @@ def test_what_nobody_reads_is_dropped_and_the_work_goes_on():
     """As in `eval_rm.py ... | head`."""
     reader, writer = os.pipe()
     os.close(reader)
-    with os.fdopen(writer, "w") as stream:
-        with secrets.redacted_output(stream, stream):
-            print("x" * 100_000)
-            print("more", flush=True)
-            print("the rest", file=sys.stderr)
+    with os.fdopen(writer, "w") as stream, secrets.redacted_output(stream, stream):
+        print("x" * 100_000)
+        print("more", flush=True)
+        print("the rest", file=sys.stderr)

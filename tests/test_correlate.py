@@ -384,7 +384,7 @@ def test_two_prompts_do_not_make_a_model_better(command):
         ]
         path = write_lines(command.top / f"{name}.jsonl", rows)
         words = ["model=recorded", f"model.path={path}", "bench.limit=2"]
-        done = command(*words, f"model.name={name}", out=name, script="eval_rm.py")
+        done = command(*words, "model.name=same", out=name, script="eval_rm.py")
         assert done.code == 0, done.err
         folders.append(str(done.folder))
     assert done.metrics["toy/plain/matrix/concise_concise"] == 0
@@ -392,6 +392,8 @@ def test_two_prompts_do_not_make_a_model_better(command):
     assert high == pytest.approx(1.96**2 / (4 + 1.96**2), abs=1e-4)  # Wilson's for 0 of 4
     compared = command(f"compare=[{','.join(folders)}]", out="compared")
     assert compared.code == 0, compared.err
+    assert f"same ({folders[0]}) minus same ({folders[1]})" in " ".join(compared.out.split())
+    assert compared.err.startswith(f"correlate: results in {compared.folder}")
     part = "difference/toy/plain/average"
     assert compared.metrics[f"{part}/p"] == 2 / 2**4
     assert f"{part}/low" not in compared.metrics

@@ -195,6 +195,17 @@ def test_the_command_logs_the_page_with_a_run(command, tmp_path, capsys):
     assert made.tags["mlflow.note.content"] == (copy / "leaderboard.md").read_text()
 
 
+def test_a_benchmark_of_ones_own_is_a_column(command, tmp_path, monkeypatch):
+    """Its file in conf/bench builds on another one, in a folder that is searched."""
+    uri, run = command
+    (tmp_path / "conf" / "bench").mkdir(parents=True)
+    own = tmp_path / "conf" / "bench" / "mine.yaml"
+    own.write_text("defaults: [preference, _self_]\nname: mine\npath: pairs.jsonl\n")
+    evaluated(uri, "A", "mine", {"mine/accuracy": 0.5, "mine/accuracy/n": 4}, **{"rmexp.data": "d"})
+    assert run("tracking.experiment=e", f"hydra.searchpath=[file://{tmp_path}/conf]") == 0
+    assert "mine/accuracy (data d)" in (tmp_path / "out" / "leaderboard.md").read_text()
+
+
 def test_an_empty_or_unknown_experiment_is_refused_before_a_run_is_made(command, capfd):
     uri, run = command
     evaluated(uri, "A", "toy", {"toy/reading/easy": 0.1})

@@ -1,8 +1,14 @@
 """Local copies: what lies below data_root under its usual name comes before the hub."""
 
+import json
 from pathlib import Path
 
 import pytest
+from running import run_script
+from scored_rows import write_json, write_lines
+from test_rmb import pair
+from test_tracking import fresh_database
+from tiny import tiny_policy
 
 from rmexp.cli.local_copies import check_root, located
 from rmexp.errors import ConfigError
@@ -65,6 +71,40 @@ def test_of_a_hubs_set_only_its_split_is_read(tmp_path):
     }  # fmt: skip
     with pytest.raises(ConfigError, match="2 files, and none with prefs in its name"):
         located(HH | {"split": "prefs"}, "hh_rlhf", root)
+
+
+@pytest.mark.parametrize("by", ["data_root", "RMEXP_DATA"])
+def test_a_sweep_over_benchmarks_on_ones_own_disk(
+    tmp_path, tmp_path_factory, project_root, monkeypatch, by
+):
+    """Also from another folder; with quiet=true no table is printed, and what came last is."""
+    data = tmp_path / "data"
+    write_json(
+        data / "RMB_dataset" / "Pairwise_set" / "Helpfulness" / "Chat" / "a.json", [pair("1")]
+    )
+    texts = {"chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"]}
+    write_lines(data / "RM-Bench" / "chat.jsonl", [{"id": "1", "prompt": "?", **texts}])
+    monkeypatch.setenv("RMEXP_DATA", str(data) if by == "RMEXP_DATA" else "")
+    uri = fresh_database(tmp_path_factory, tmp_path / "mlflow.db")
+    words = [
+        "-m",
+        "model=local",
+        f"model.path={tiny_policy(tmp_path / 'policy')}",
+        "bench=rmb,rmbench",
+    ]
+    words += [f"tracking.uri={uri}", "store_dir=store", "out_dir=out", "quiet=true"]
+    words += ["data_root=data"] if by == "data_root" else []
+    done = run_script(tmp_path, [str(project_root / "eval_rm.py"), *words])
+    assert done.code == 0, done.err
+    for job, name in enumerate(("RMB_dataset", "RM-Bench")):
+        config = (tmp_path / "out" / str(job) / "config.yaml").read_text()
+        assert f"path: {data / name}\n" in config
+        assert (
+            json.loads((tmp_path / "out" / str(job) / "run.json").read_text())["status"]
+            == "FINISHED"
+        )
+    assert "rmbench/chat/average" not in done.out
+    assert "rmbench/overall/partial" in done.out
 
 
 def test_a_root_that_is_not_there_is_named(tmp_path):

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from running import run_script
 from scored_rows import write_lines
 from tiny import tiny_policy
 
+from rmexp.benchmarks.preference import Preference
 from rmexp.benchmarks.toy import Toy
+from rmexp.correlation.tables import Score, read_table
+from rmexp.scoring.recorded import RecordedReward
 
 ROWS = [
     {"id": "1", "topic": "Sea", "question": "Is it salt?", "good": "Yes.", "bad": "No."},
@@ -122,6 +126,30 @@ def test_the_first_hour_runs_in_its_order(project_root: Path, tmp_path: Path) ->
     assert (tmp_path / f"o{len(typed) - 1}" / "leaderboard.html").exists()
     accuracy = json.loads((tmp_path / "o1" / "metrics.json").read_text())
     assert accuracy["preference/accuracy/n"] == 3
+
+
+def test_the_files_that_users_bring_are_read(tmp_path: Path) -> None:
+    page = TOP / "docs" / "files.md"
+    *forms, recorded = blocks(page, "json")
+    found = []
+    for number, lines in enumerate(forms):
+        (tmp_path / f"{number}.jsonl").write_text(lines)
+        found.append(Preference(path=str(tmp_path / f"{number}.jsonl")).load().examples)
+    assert [len(examples) for examples in found] == [1, 3, 1]
+    assert {example.prompt[-1].content for one in found for example in one} == {"Is the sea salt?"}
+    assert [example.chosen[0] for example in found[1]] == ["Yes.", "Yes.", "A bit."]
+    assert (found[2][0].chosen, found[2][0].rejected) == (("Yes.",), ("No.",))
+    (tmp_path / "scores.jsonl").write_text(recorded)
+    (scored,), _ = RecordedReward(str(tmp_path / "scores.jsonl")).lookup(found[0])
+    assert (scored.chosen, scored.rejected) == ((1.5,), (-0.3,))
+    (table,) = blocks(page, "csv")
+    (tmp_path / "scores.csv").write_text(table)
+    rows = read_table(path=str(tmp_path / "scores.csv")).of("math")
+    assert {rm: (row.score, row.base_score, row.n) for rm, row in rows.items()} == {
+        "a": (0.41, 0.3, 500), "b": (0.44, 0.3, 500), "c": (0.52, 0.3, 500), "d": (0.47, 0.3, 500)
+    }  # fmt: skip
+    columns = [field.name for field in fields(Score)]
+    assert re.findall(r"^\| `(\w+)` \| [^|]* \|$", page.read_text(), re.MULTILINE) == columns
 
 
 def test_the_page_on_data_sets_runs(project_root: Path, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def run_command(
             if sweep is not None:
                 note_job(sweep, hydra.job.num, out_dir)
             _refuse_lists(_words(hydra))
-            log.info("%s", _begin(hydra, out_dir))
+            log.info("%s", _begin(hydra, config, out_dir))
             mistakes.refuse_unknown(config, _words(hydra))
             resolved = resolve(config)
             text = OmegaConf.to_yaml(secrets.mask(resolved))
@@ -263,7 +263,7 @@ def _run(
         tags = tags | {"rmexp.sweep": parent}
         name = sweeps.child_name(name, status)
     work = prepare(config, out_dir)
-    chosen = dict(_chosen(HydraConfig.get()))
+    chosen = dict(_chosen(HydraConfig.get(), config))
     try:
         with tracked_run(uri, experiment, name, tags, parent, out_dir) as run:
             status |= _ids(run)
@@ -305,15 +305,20 @@ def _ids(run: "Run") -> dict[str, str]:
     return {"run_id": run.run_id, "experiment_id": run.experiment_id}
 
 
-def _begin(hydra: Any, out_dir: Path) -> str:
+def _begin(hydra: Any, config: Mapping[str, Any], out_dir: Path) -> str:
     """Return a command's first line: what was chosen of each group, and where results go."""
-    chosen = [f"{group} {choice}" for group, choice in _chosen(hydra)]
+    chosen = [f"{group} {choice}" for group, choice in _chosen(hydra, config)]
     job = f" job {hydra.job.num}" if hydra.mode is RunMode.MULTIRUN else ""
     return f"{hydra.job.name}{job}: {', '.join([*chosen, f'results in {out_dir}'])}"
 
 
-def _chosen(hydra: Any) -> list[tuple[str, str]]:
-    """Return what was chosen of each group, but where results go and what the run runs on."""
+def _chosen(hydra: Any, config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what was chosen of each group, but where results go and what the run runs on.
+
+    A comparison of two runs uses no group.
+    """
+    if config.get("compare") is not None:
+        return []
     return [
         (group, choice)
         for group, choice in hydra.runtime.choices.items()

@@ -4,6 +4,7 @@ python correlate.py scores=rewardbench2_ppo_bon policy=rewardbench2_ppo_bon
 """
 
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,6 +63,11 @@ def _compare(config: dict[str, Any], out_dir: Path) -> Work:
             for at, where in enumerate(config["compare"])
         )
         fetched = stack.pop_all()  # which goes with the work
+    if first.name == second.name:
+        first, second = (
+            replace(each, name=f"{each.name} ({where})")
+            for each, where in zip((first, second), config["compare"], strict=True)
+        )
 
     def work(run: "Run") -> str:
         with fetched:

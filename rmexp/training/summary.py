@@ -20,8 +20,9 @@ def summarise(name: str, training: Training, metrics: Mapping[str, float], steps
     columns = ("", "pairs", *_NUMBERS)
     rate = metrics.get("train/pairs_per_second")
     pace = "" if rate is None else f", {rate:,.1f} pairs a second"
+    done = f"{steps:,} step" if steps == 1 else f"{steps:,} steps"
     lines = [
-        f"**{tables.plain(name)}**: {tables.plain(_subject(training))}, {steps:,} steps{pace}.",
+        f"**{tables.plain(name)}**: {tables.plain(_subject(training))}, {done}{pace}.",
         "",
         *tables.markdown(columns, rows, right=columns[1:]),
         "",

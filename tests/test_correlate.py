@@ -464,7 +464,8 @@ def test_a_recorded_config_is_data(command, runs, tmp_path):
     done = command(given, f"--config-dir={tmp_path / 'own'}", out="compared")
     assert done.code == 0, done.err
     assert done.metrics["difference/toy/overall"] == pytest.approx(0.5)
-    assert "${oc.env:PATH} is better than ${oc.env:PATH}" in done.out
+    names = [f"${{oc.env:PATH}} ({run.folder})" for run in runs]
+    assert f"{names[0]} is better than {names[1]}" in done.out
     assert not proof.exists()
     done = command(given, out="refused")
     assert done.code == 1

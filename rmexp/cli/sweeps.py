@@ -180,8 +180,7 @@ def _curves(folder: Path, done: Sequence[jobs.Job]) -> list[Path]:
     paths = []
     for name, figure in figures.curves(curves).items():
         drawing.head(figure, f"Best of n on {benches}, {len(left)} jobs")
-        figure.savefig(folder / name, bbox_inches="tight")
-        paths.append(folder / name)
+        paths.append(drawing.save(figure, folder / name))
     return paths
 
 

@@ -12,6 +12,7 @@ from rmexp.correlation.correlations import Correlation, CorrelationDifference, C
 from rmexp.correlation.protocols import ALL, Pairing
 from rmexp.correlation.tables import Table
 from rmexp.metrics import metric_name
+from rmexp.stats import drawing
 from rmexp.stats.bounds import interval_text
 from rmexp.stats.coefficients import COEFFICIENTS
 from rmexp.stats.signflips import SURE
@@ -304,6 +305,4 @@ def draw(
     }
     if cells:
         drawn["agreement"] = figures.matrix(tasks, cells)
-    for name, figure in drawn.items():
-        figure.savefig(out_dir / f"{name}.png", bbox_inches="tight")
-    return [out_dir / f"{name}.png" for name in drawn]
+    return [drawing.save(figure, out_dir / f"{name}.png") for name, figure in drawn.items()]

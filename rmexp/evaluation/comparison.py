@@ -61,10 +61,11 @@ def corrected(rows: Sequence[Gain]) -> list[Gain]:
 def report(rows: Sequence[Gain], folder: Path) -> str:
     """Leave the rows and their figure in a folder, print the short table and return it."""
     from rmexp.evaluation import figures
+    from rmexp.stats import drawing
 
     rows = corrected(rows)
     write(folder / FILE, rows)
-    figures.dots(rows).savefig(folder / FIGURE, bbox_inches="tight")
+    drawing.save(figures.dots(rows), folder / FIGURE)
     show(rows)
     return markdown(rows)
 

@@ -136,10 +136,10 @@ class Result:
             written.append(bestofn.write(folder / bestofn.FILE, self.curve))
         if self.bins:
             written.append(calibration.write(folder / calibration.FILE, self.bins))
-        for name, figure in self.figures().items():
-            figure.savefig(folder / name, bbox_inches="tight")
-            written.append(folder / name)
-        return written
+        from rmexp.stats import drawing
+
+        figures = self.figures().items()
+        return written + [drawing.save(figure, folder / name) for name, figure in figures]
 
 
 def flat_metrics(

@@ -1,7 +1,9 @@
 """What all figures share: colours, panels, and how heading, chance and intervals are drawn."""
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -9,10 +11,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 matplotlib.rcParams["text.parse_math"] = False  # a name with two $ is no formula
+# Names in Chinese, Japanese or Korean take the first of these fonts that the machine has.
+_CJK = (
+    "Noto Sans CJK SC", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei", "Malgun Gothic",
+)  # fmt: skip
+matplotlib.rcParams["font.family"] = [
+    "DejaVu Sans",
+    *sorted(set(_CJK) & set(get_font_names()), key=_CJK.index),
+]
 
 # Okabe and Ito's colours, told apart by every kind of sight; each with a marker of its own.
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -45,6 +56,14 @@ def panels(
     for spare in axes[count:]:
         spare.remove()
     return figure
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as a picture and return its path. A letter that no font has is a box."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ ", UserWarning)
+        figure.savefig(path, bbox_inches="tight")
+    return path
 
 
 def head(figure: Figure, text: str) -> None:

@@ -16,6 +16,7 @@ from rmexp.models.memory import enough_memory
 from rmexp.outside import read_checkpoint
 from rmexp.schema import Dataset, fingerprint
 from rmexp.scoring.model_reward import check_vocabulary
+from rmexp.stats import drawing
 from rmexp.tracking.runs import RESULT_KEY, Run
 from rmexp.training.batches import Batches
 from rmexp.training.curves import training_curve
@@ -109,9 +110,7 @@ def train(training: Training, place: Place) -> dict[str, float]:
     gc.collect()  # the two hold each other, with the optimiser's state: make room for what follows
     folder = place.out_dir / "model"
     metrics["train/reload_max_delta"] = export(training, kept, settings, pairs.train.pairs, folder)
-    training_curve(history, title(training, metrics)).savefig(
-        place.out_dir / "training.png", bbox_inches="tight"
-    )
+    drawing.save(training_curve(history, title(training, metrics)), place.out_dir / "training.png")
     _leave(metrics, step, place.out_dir, place.run)
     place.run.note(summarise(place.run.name, training, metrics, step))
     return metrics

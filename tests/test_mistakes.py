@@ -114,6 +114,13 @@ def test_hydra_says_what_is_no_override_itself(typed):
     assert "See https://hydra.cc/docs" in typed("eval_rm.py", "model=[a").err
 
 
+def test_hydra_full_error_shows_the_traceback(project_root):
+    done = run_apart(project_root, ["eval_rm.py", "model=smolm2"], HYDRA_FULL_ERROR="1")
+    assert done.code == 1
+    assert "Traceback (most recent call last)" in done.err
+    assert "MissingConfigException" in done.err
+
+
 def test_help_typos_and_bad_paths_are_answered_without_what_takes_seconds(
     project_root: Path, tmp_path: Path
 ):

@@ -197,6 +197,7 @@ def test_a_server_that_is_started_again(
                 _, said = process.communicate()
                 assert process.returncode == 0, said
                 assert "the tracking server is back, and has been told all" in said
+                words[-2] = f"store_dir={tmp_path / 'another'}"
                 done = run_apart(project_root, [*words, f"out_dir={tmp_path / 'undisturbed'}"])
                 assert done.code == 0, done.err
                 disturbed, undisturbed = runs(server, "e")

@@ -1,5 +1,6 @@
 """score_rm.py killed at any moment, and on Ray: the files of an undisturbed run, nothing twice."""
 
+import contextlib
 import json
 import os
 import random
@@ -58,9 +59,10 @@ def stored(output: Output) -> dict[int, list[str]]:
     """The keys of the scores that are written of each part that is being made."""
     found: dict[int, list[str]] = {}
     for path in (output.folder / ".rmexp" / "scores").glob("*/*/*.jsonl"):
-        lines = path.read_bytes().split(b"\n")[:-1]  # the last may be torn
-        keys = [json.loads(line)[0] for line in lines]
-        found.setdefault(int(path.parts[-3]), []).extend(keys)
+        with contextlib.suppress(FileNotFoundError):  # its part has become whole since
+            lines = path.read_bytes().split(b"\n")[:-1]  # the last may be torn
+            keys = [json.loads(line)[0] for line in lines]
+            found.setdefault(int(path.parts[-3]), []).extend(keys)
     return found
 
 

@@ -385,6 +385,8 @@ COMMANDS = {
     "eval_rm": ("rmexp.cli.eval_rm", "evaluate"),
     "train_rm": ("rmexp.cli.train_rm", "train"),
     "correlate": ("rmexp.cli.correlate", "correlate"),
+    "score_rm": ("rmexp.cli.score_rm", "score"),
+    "leaderboard": ("rmexp.cli.leaderboard", "prepare"),
 }
 
 
@@ -411,7 +413,10 @@ def test_settings_that_are_others(
     monkeypatch.setattr("sys.argv", [f"{command}.py"])
     policy = tiny_policy(tmp_path / "policy")
     common = [f"tracking.uri=sqlite:///{tmp_path}/t.db", f"store_dir={tmp_path}/s"]
-    common += [] if command == "correlate" else [f"model.path={policy}"]
+    if command not in ("correlate", "leaderboard"):
+        common.append(f"model.path={policy}")
+    if command == "score_rm":
+        common += [f"data.path={write(tmp_path, 'rows', 'jsonl', [PAIR])}", f"out={tmp_path}/out"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         plain = OmegaConf.to_container(compose(command, common), resolve=False)
     names = sorted(set(leaves(plain)) - {"trainer._partial_"})  # which is Hydra's own
@@ -431,7 +436,8 @@ def test_settings_that_are_others(
         finally:
             HydraConfig.instance().cfg = None
 
-    prepare(command, common, tmp_path)
+    if command != "leaderboard":  # which finds no evaluation here
+        prepare(command, common, tmp_path)
     run()
 
 

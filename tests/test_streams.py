@@ -70,6 +70,17 @@ def test_spans_are_of_one_file_each_and_end_at_the_limit(tmp_path):
         RowStream(str(tmp_path), include=["c"])
 
 
+@pytest.mark.parametrize("include", [{}, [], "a.jsonl", [1]])
+def test_patterns_that_are_none(include, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.include must be a list of patterns, not"):
+        RowStream(str(tmp_path), include=include)
+
+
+def test_patterns_for_a_split_are_refused():
+    with pytest.raises(ConfigError, match=r"data\.include selects files of a folder"):
+        RowStream("some/data", "train", include=["*"])
+
+
 def test_the_digest_is_that_of_what_is_in_the_files(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", ROWS)
     before = RowStream(str(path)).digest

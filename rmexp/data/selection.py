@@ -39,14 +39,7 @@ class Selection:
         group: str = "bench",
         offset: int = 0,
     ):
-        if include is not None:
-            strings = isinstance(include, Sequence) and all(isinstance(x, str) for x in include)
-            if isinstance(include, str) or not strings or not include:
-                raise ConfigError(
-                    f"{group}.include must be a list of patterns, not {include!r}: write it as "
-                    f"{group}.include=[PATTERN,...], or null for everything"
-                )
-            include = tuple(include)
+        self.include = check_include(include, group)
         whole = isinstance(limit, int) and not isinstance(limit, bool)
         if limit is not None and not (whole and limit > 0):
             raise ConfigError(
@@ -59,7 +52,7 @@ class Selection:
                 "number of prompts of each part to pass over"
             )
         check_on_bad_row(on_bad_row, group)
-        self.include, self.limit, self.on_bad_row, self.group = include, limit, on_bad_row, group
+        self.limit, self.on_bad_row, self.group = limit, on_bad_row, group
         self.skips = on_bad_row == "skip"
         self._offset = offset
 
@@ -174,6 +167,19 @@ def bad_row(example: Example) -> str | None:
     if not set(example.chosen).isdisjoint(example.rejected):
         reasons.append("identical chosen and rejected response")
     return ", ".join(reasons) or None
+
+
+def check_include(include: Sequence[str] | None, group: str) -> tuple[str, ...] | None:
+    """Return patterns. Raises ConfigError where they are no list of some."""
+    if include is None:
+        return None
+    strings = isinstance(include, Sequence) and all(isinstance(x, str) for x in include)
+    if isinstance(include, str) or not strings or not include:
+        raise ConfigError(
+            f"{group}.include must be a list of patterns, not {include!r}: write it as "
+            f"{group}.include=[PATTERN,...], or null for everything"
+        )
+    return tuple(include)
 
 
 def check_on_bad_row(on_bad_row: str, group: str) -> None:

@@ -21,9 +21,9 @@ from rmexp.data.formats import (
     table_rows,
 )
 from rmexp.data.rows import Row
-from rmexp.data.selection import check_source
+from rmexp.data.selection import check_include, check_source
 from rmexp.data.sources import data_files, hub_table, local_path
-from rmexp.errors import DataError
+from rmexp.errors import ConfigError, DataError
 
 _BATCH = 1024  # rows of a Parquet file that are read at a time
 
@@ -200,7 +200,10 @@ class RowStream:
     ) -> None:
         self.source = path
         check_source(path, split, "data")
+        include = check_include(include, "data")
         if split is not None:
+            if include is not None:
+                raise ConfigError("data.include selects files of a folder, data.split has none")
             self.source = f"{path} ({split}{f', {revision}' if revision else ''})"
             self._files: dict[str, _File] = {"": _Hub(path, split, revision)}
         else:

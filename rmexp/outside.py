@@ -12,11 +12,14 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
 from rmexp.errors import ConfigError, DataError, RmexpError
+
+if TYPE_CHECKING:
+    import torch
 
 _SHOWN = 60  # characters of a value that a message repeats
 
@@ -74,6 +77,30 @@ def read_checkpoint(path: Path, mend: str) -> dict[str, Any]:
 
     Raises ConfigError that ends in `mend`.
     """
+    saved = _unpickled(path, mend)
+    if not isinstance(saved, dict):
+        raise ConfigError(f"{path} is no checkpoint of a training: {mend}")
+    return saved
+
+
+def read_tensors(path: Path, mend: str) -> "dict[str, torch.Tensor]":
+    """Return the tensors of pickled weights by their names, on the CPU.
+
+    Raises ConfigError that ends in `mend`, for anything else in the file too.
+    """
+    import torch
+
+    saved = _unpickled(path, mend)
+    if not isinstance(saved, dict) or not saved:
+        raise ConfigError(f"{path} holds no weights: {mend}")
+    for name, value in saved.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise ConfigError(f"{path} holds {_shown(name)}, which is no tensor: {mend}")
+    return dict(saved)
+
+
+def _unpickled(path: Path, mend: str) -> Any:
+    """Return what plain values and tensors a pickle holds; nothing in it is called."""
     import torch
 
     try:
@@ -83,8 +110,6 @@ def read_checkpoint(path: Path, mend: str) -> dict[str, Any]:
     except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"{path} cannot be read ({reason}): {mend}") from error
-    if not isinstance(saved, dict):
-        raise ConfigError(f"{path} is no checkpoint of a training: {mend}")
     return saved
 
 

@@ -401,6 +401,14 @@ def test_the_base_may_be_given(made, tmp_path):
         open_reward(path=str(folder))
 
 
+def test_of_several_adapters_one_has_to_be_given(made, tmp_path):
+    both = tmp_path / "both"
+    for name in ("helpful", "harmless"):
+        tiny_adapter(made / "policy", both / name, "SEQ_CLS")
+    assert "holds the adapters harmless, helpful: give one of them" in one_line(both)
+    assert open_reward(path=str(both / "helpful")).description == "scalar head"
+
+
 def test_the_code_of_a_base_runs_only_if_the_base_was_given(made, tmp_path):
     folder = tmp_path / "adapter"
     tiny_adapter(made / "policy", folder, "CAUSAL_LM")

@@ -220,7 +220,7 @@ def test_folders_that_are_no_model(tmp_path: Path) -> None:
         open_reward(path=str(empty))
     policy = tiny_policy(tmp_path / "policy")
     (policy / "model.safetensors").rename(policy / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match=r"no \*\.safetensors file \(pytorch_model\.bin\)"):
+    with pytest.raises(ConfigError, match=r"no \*\.safetensors file but pytorch_model\.bin"):
         open_reward(path=str(policy))
 
 

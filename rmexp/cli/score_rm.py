@@ -117,12 +117,13 @@ def _here(config: Mapping[str, Any], reward: "Reward") -> "Engine":
     from rmexp.scoring.computing import count_devices
     from rmexp.scoring.model_reward import ModelReward
 
-    if config["devices"] == 1:
+    devices = config["devices"]
+    if devices != "auto" and whole(config, "devices", least=1) == 1:
         return processes.here
     if not isinstance(reward, ModelReward):
-        raise ConfigError(f"devices={config['devices']}: {reward.name} has no weights to copy")
+        raise ConfigError(f"devices={devices}: {reward.name} has no weights to copy")
     column = reward.columns[0]
-    count = count_devices(config["devices"], column)
+    count = count_devices(devices, column)
     names = [column.device if column.device == "cpu" else f"cuda:{at}" for at in range(count)]
     return partial(processes.on_devices, names)
 

@@ -193,8 +193,10 @@ def check_on_bad_row(on_bad_row: str, group: str) -> None:
 def check_source(path: str, split: str | None, group: str) -> None:
     """Raise DataError where data lie at no path here and no split of the hub's is named.
 
-    Raises ConfigError for a split of what lies here.
+    Raises ConfigError for a split of what lies here, and for what is no path.
     """
+    if not isinstance(path, str):
+        raise ConfigError(f"{group}.path={path}: give a file, a folder or a hub data set's name")
     if split is None:
         try:
             check_path(path)

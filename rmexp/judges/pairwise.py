@@ -134,6 +134,7 @@ def open_pairwise(
     device: str = "auto",
     device_map: str | None = None,
     fused: bool = True,
+    convert_bin: bool = False,
 ) -> PairwiseJudge:
     """Open a pairwise preference model without loading its weights.
 
@@ -156,6 +157,7 @@ def open_pairwise(
         device=device,
         device_map=device_map,
         fused=fused,
+        convert_bin=convert_bin,
     )
     words = None if labels is None else (str(labels[0]), str(labels[1]))
     judge = PairwiseJudge(reward.name, reward, words)

@@ -11,12 +11,15 @@ from typing import Any
 
 from rmexp.errors import ConfigError
 from rmexp.files import is_hub_name
+from rmexp.models.bin_weights import converted
 from rmexp.models.model_files import (
     ADAPTER_WEIGHTS,
+    BESIDE_WEIGHTS,
     code_files,
     digest_of,
     inside,
     kept_digest,
+    pickled_files,
     safetensors_names,
     tensor_shapes,
     weight_files,
@@ -28,14 +31,6 @@ EMBEDDED = "embedded"
 ADAPTER_CONFIG = "adapter_config.json"
 _HUB_TEXTS = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]  # tokenizer, template, config
 _NOT_READ = ["consolidated*", "original/*"]  # the same weights once more, in another layout
-_BESIDE_WEIGHTS = (
-    "[!.]*.json",
-    "*.jinja",
-    "*.txt",
-    "*.model",
-    "*.tiktoken",
-    "additional_chat_templates/*.jinja",
-)
 # Their positions are counted from behind the pad token's number.
 _OFFSET_POSITIONS = frozenset(
     "camembert data2vec-text ibert lilt longformer luke mpnet roberta roberta-prelayernorm "
@@ -167,7 +162,7 @@ class Checkpoint:
         """
         digest = hashlib.sha256()
         for folder in dict.fromkeys((self.folder, self.adapter or self.folder)):
-            for pattern in _BESIDE_WEIGHTS:
+            for pattern in BESIDE_WEIGHTS:
                 for path in sorted(folder.glob(pattern)):
                     digest.update(f"{path.relative_to(folder)}:{digest_of(path)}\n".encode())
         return digest.hexdigest()
@@ -185,10 +180,12 @@ def find_checkpoint(
     revision: str | None = None,
     trust_remote_code: bool = False,
     base: str | None = None,
+    convert_bin: bool = False,
 ) -> Checkpoint:
     """Return the checkpoint at a local folder, on the hub, or the embedded one.
 
     `base` is the model below a LoRA adapter, in place of the one that adapter_config.json names.
+    `convert_bin` reads pickled weights where there are no others; see `converted`.
     Raises ConfigError for a folder that is missing or not a model's, a name that the hub does not
     serve, weights that are no safetensors, and remote code without a pinned revision.
     """
@@ -197,9 +194,9 @@ def find_checkpoint(
 
         found = Checkpoint(smollm2(), "SmolLM2-135M-Instruct")
     else:
-        found = _find(path, revision, trust_remote_code)
+        found = _find(path, revision, trust_remote_code, convert_bin=convert_bin)
     if (found.folder / ADAPTER_CONFIG).exists():
-        return _on_its_base(found, base)
+        return _on_its_base(found, base, convert_bin)
     if base is not None:
         raise ConfigError(
             f"model.base={base}: {found.folder} holds no {ADAPTER_CONFIG}, so it has no base; "
@@ -219,28 +216,52 @@ def find_tokenizer(path: str, revision: str | None = None) -> Checkpoint:
 
 
 def _find(
-    path: str, revision: str | None, trust_remote_code: bool, weights: bool = True
+    path: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    weights: bool = True,
+    convert_bin: bool = False,
 ) -> Checkpoint:
     folder = Path(path).expanduser()
     if folder.is_dir():
-        return Checkpoint(folder.resolve(), path, revision, trust_remote_code)
+        folder = folder.resolve()
+        if convert_bin and _only_pickled(folder):
+            folder = converted(folder)
+        return Checkpoint(folder, path, revision, trust_remote_code)
     if folder.exists() or not is_hub_name(path):
         raise ConfigError(f"model.path={path}: there is no such folder, and it is no hub name")
     if trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise ConfigError(
             f"{path} runs its own code: pin the commit that you have read, model.revision=<40 hex>"
         )
-    return _download(path, revision, trust_remote_code, weights)
+    patterns = ["*.safetensors"] * weights
+    found = _download(path, revision, trust_remote_code, patterns)
+    if convert_bin and not list(found.folder.glob("*.safetensors")):
+        found = _download(path, found.revision, trust_remote_code, ["*.bin"])
+        if _only_pickled(found.folder):
+            found = replace(found, folder=converted(found.folder))
+    return found
 
 
-def _on_its_base(found: Checkpoint, base: str | None) -> Checkpoint:
+def _only_pickled(folder: Path) -> bool:
+    """Say whether a model's weights, or an adapter's, are there in pickled files alone."""
+    if (folder / ADAPTER_CONFIG).exists():
+        return not (folder / ADAPTER_WEIGHTS).exists() and bool(pickled_files(folder))
+    return not safetensors_names(folder) and bool(pickled_files(folder))
+
+
+def _on_its_base(found: Checkpoint, base: str | None, convert_bin: bool) -> Checkpoint:
     """Return the base with the LoRA adapter that was found; it may have its base beside it."""
     folder = found.folder
     settings = read_json(folder / ADAPTER_CONFIG, _MEND)
     if not (folder / ADAPTER_WEIGHTS).exists():
         raise ConfigError(
-            f"{folder} holds an {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}: convert the adapter to "
-            "safetensors, nothing else is read"
+            f"{folder} holds an {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}: "
+            + (
+                "model.convert_bin=true makes it of the .bin file, and runs nothing in that"
+                if pickled_files(folder)
+                else "get the adapter again"
+            )
         )
     if base is None and safetensors_names(folder):
         return _check(replace(found, adapter=folder))
@@ -256,7 +277,7 @@ def _on_its_base(found: Checkpoint, base: str | None) -> Checkpoint:
         )
     revision = None if base else settings.get("revision")
     try:
-        under = find_checkpoint(below, revision, found.trust_remote_code)
+        under = find_checkpoint(below, revision, found.trust_remote_code, convert_bin=convert_bin)
     except ConfigError as error:
         raise ConfigError(
             f"the base of the adapter {folder}: {error} (model.base=FOLDER gives another base)"
@@ -270,12 +291,12 @@ def _on_its_base(found: Checkpoint, base: str | None) -> Checkpoint:
 
 
 def _download(
-    name: str, revision: str | None, trust_remote_code: bool, weights: bool
+    name: str, revision: str | None, trust_remote_code: bool, weights: Sequence[str]
 ) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    more = ["*.safetensors"] * weights + ["*.py"] * trust_remote_code
+    more = [*weights, *["*.py"] * trust_remote_code]
     try:
         folder = snapshot_download(
             name,
@@ -295,6 +316,11 @@ def _download(
 def _check(checkpoint: Checkpoint) -> Checkpoint:
     folder = checkpoint.folder
     if not (folder / "config.json").exists():
+        if several := sorted(path.parent.name for path in folder.glob(f"*/{ADAPTER_CONFIG}")):
+            raise ConfigError(
+                f"{folder} holds the adapters {', '.join(several)}: give one of them, "
+                f"model.path={folder / several[0]}"
+            )
         raise ConfigError(
             f"{folder} holds no config.json: give a model folder as save_pretrained writes it"
         )

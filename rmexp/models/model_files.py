@@ -10,7 +10,18 @@ from rmexp.errors import ConfigError
 from rmexp.outside import read_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
+# What makes tokens of a text, and what configures a model.
+BESIDE_WEIGHTS = (
+    "[!.]*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "*.tiktoken",
+    "additional_chat_templates/*.jinja",
+)
+# Pickled weights of a model or an adapter, as the libraries name them.
+_PICKLED = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "adapter_model.bin")
 _MEND = "get the model folder again"
 
 
@@ -32,24 +43,32 @@ def safetensors_names(folder: Path) -> list[str]:
     return sorted(name for name in names if name != ADAPTER_WEIGHTS)
 
 
+def pickled_files(folder: Path) -> list[Path]:
+    """Return the folder's pickled weights, no other .bin such as training_args.bin."""
+    return sorted(path for pattern in _PICKLED for path in folder.glob(pattern))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the files that the weights are read from: model.safetensors, or what the index names.
 
     Raises ConfigError where the folder holds less or more than that: the library would not say so.
     """
-    found, index = safetensors_names(folder), folder / _INDEX
+    found, index = safetensors_names(folder), folder / INDEX
     if not found and not index.exists():
-        other = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "no weights at all"
+        if pickled := pickled_files(folder):
+            raise ConfigError(
+                f"{folder} holds no *.safetensors file but {pickled[0].name}: "
+                "model.convert_bin=true makes one of it, and runs nothing in that"
+            )
         raise ConfigError(
-            f"{folder} holds no *.safetensors file ({other}): convert the weights to safetensors, "
-            "nothing else is read"
+            f"{folder} holds no *.safetensors file: convert the weights, nothing else is read"
         )
     read, how = {"model.safetensors"}, "without an index"
     if index.exists():
         named = read_json(index, _MEND).get("weight_map")
         if not isinstance(named, dict) or {type(name) for name in named.values()} - {str}:
             raise ConfigError(f"{index} has no weight_map of names: get the model folder again")
-        read, how = set(named.values()), f"by {_INDEX}"
+        read, how = set(named.values()), f"by {INDEX}"
     if missing := sorted(read - set(found)):
         raise ConfigError(
             f"{folder} lacks {missing[0]}, which is read {how}: get the model folder again"

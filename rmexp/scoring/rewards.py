@@ -108,6 +108,7 @@ def open_reward(
     chat_template: str | None = None,
     date: str = TODAY,
     trust_remote_code: bool = False,
+    convert_bin: bool = False,
     device: str = "auto",
     device_map: str | None = None,
     fused: bool = True,
@@ -120,6 +121,7 @@ def open_reward(
     adapter; null takes the one that the adapter names. `device_map` "auto" spreads the weights over
     all GPUs. `reference` has `path` and, from the hub, `revision`; null takes the one in
     `rmexp.json`, and `{path: null}` leaves it out. `date` is what a chat template takes for today.
+    `convert_bin` reads pickled weights where there are no others; see `bin_weights.converted`.
     `fused` lets liger-kernel run on a GPU where it is installed.
     Raises ConfigError for whatever cannot work.
     """
@@ -140,9 +142,10 @@ def open_reward(
         raise ConfigError(f"model.beta={beta}: give a number above 0")
     if length_normalised not in (None, True, False):
         raise ConfigError(f"model.length_normalised={length_normalised}: use true or false")
-    if not isinstance(fused, bool):
-        raise ConfigError(f"model.fused={fused}: use true or false")
-    checkpoint = find_checkpoint(path, revision, trust_remote_code, base)
+    for key, value in (("fused", fused), ("convert_bin", convert_bin)):
+        if not isinstance(value, bool):
+            raise ConfigError(f"model.{key}={value}: use true or false")
+    checkpoint = find_checkpoint(path, revision, trust_remote_code, base, convert_bin)
     trained = checkpoint.rmexp()
     reader = _reader(checkpoint, trained) if reader == "auto" else reader
     tokenizer = load_tokenizer(checkpoint)
@@ -171,7 +174,9 @@ def open_reward(
     if reference is None and trained is not None:
         reference = trained.reference
     if reference and reference.get("path"):
-        source = find_checkpoint(str(reference["path"]), reference.get("revision"), trusted)
+        source = find_checkpoint(
+            str(reference["path"]), reference.get("revision"), trusted, convert_bin=convert_bin
+        )
         other = load_tokenizer(source)
         if not _same_tokenizer(tokenizer, other):
             made: Any = tokenizer([_SAMPLE], add_special_tokens=False)

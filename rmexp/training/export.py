@@ -108,7 +108,11 @@ def _reread(
 ) -> "np.ndarray[Any, Any]":
     """Return the rewards of the chosen, then the rejected responses, as evaluation reads them."""
     reward = open_reward(
-        path=str(folder), dtype=start.dtype, attention=start.column.attention, device=device
+        path=str(folder),
+        dtype=start.dtype,
+        attention=start.column.attention,
+        device=device,
+        convert_bin=True,  # of a reference, which was converted for the start
     )
     rows = [pair.chosen for pair in probe] + [pair.rejected for pair in probe]
     columns = [np.array(reward.columns[0].load(reward.chat.tokenizer.pad_token_id)(rows))]

@@ -59,6 +59,7 @@ class Start:
             attention=column.attention,
             device=column.device,
             fused=column.fused,
+            convert_bin=True,  # what there is of it was converted for the start
         )
 
 

@@ -73,13 +73,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_scalar(folder: Path, kind: str = "llama", seed: int = 0) -> Path:
+def tiny_scalar(folder: Path, kind: str = "llama", seed: int = 0, **sizes: int) -> Path:
     """Save a decoder ("llama" or "qwen2") with a score head of one output."""
     config, model = {
         "llama": (LlamaConfig, LlamaForSequenceClassification),
         "qwen2": (Qwen2Config, Qwen2ForSequenceClassification),
     }[kind]
-    return _save(folder, model, config, seed, num_labels=1, **_decoder())
+    return _save(folder, model, config, seed, num_labels=1, **_decoder() | sizes)
 
 
 def tiny_policy(folder: Path, seed: int = 0) -> Path:

@@ -40,8 +40,8 @@ class WorkProgress:
             told,
         )
         self._done = 0
-        self._began = time.monotonic()
-        self._next_line = self._began + _SECONDS_TO_FIRST_LINE
+        self._first: tuple[float, int] | None = None  # when a first piece was done, and how much
+        self._next_line = time.monotonic() + _SECONDS_TO_FIRST_LINE
         console = Console(stderr=True)
         self._bar: Progress | None = None
         if shown and console.is_terminal:
@@ -63,22 +63,29 @@ class WorkProgress:
         if self._told is not None:
             self._told(work)
         now = time.monotonic()
-        rate = self._done / max(now - self._began, 1e-9)
+        if self._first is None:  # before it there was loading, which says nothing of the rest
+            self._first = now, self._done
+        began, before = self._first
+        rate = (self._done - before) / (now - began) if now > began else 0.0
         if self._bar is not None:
             said = f"{self._label}, {note}" if note else self._label
             self._bar.update(self._task, advance=work, rate=rate, description=said)
         elif self._shown and now >= self._next_line:
-            self._next_line = now + _SECONDS_BETWEEN_LINES
+            self._next_line = now + (_SECONDS_BETWEEN_LINES if rate else _SECONDS_TO_FIRST_LINE)
             log.info(
-                "%s: %.0f %% of %s %s, %s a second, %s left%s",
+                "%s: %.0f %% of %s %s%s%s",
                 self._label,
                 100 * self._done / self._work,
                 f"{self._work:,}",
                 self._unit,
-                f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}",
-                timedelta(seconds=round((self._work - self._done) / rate)) if rate else "much",
+                self._speed(rate) if rate else "",
                 f"; {note}" if note else "",
             )
+
+    def _speed(self, rate: float) -> str:
+        said = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        left = timedelta(seconds=round((self._work - self._done) / rate))
+        return f", {said} a second, {left} left"
 
     def __enter__(self) -> Self:
         if self._bar is not None:

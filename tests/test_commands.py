@@ -508,7 +508,7 @@ MISTAKES = {
     MODEL + "folder": r"folder holds no config\.json: give a model folder",
     MODEL + "no_config": r"no_config holds no config\.json: give a model folder",
     MODEL + "broken_config": r"broken_config/config\.json holds no JSON object .*get the model",
-    MODEL + "no_weights": r"no_weights holds no \*\.safetensors file .*convert",
+    MODEL + "no_weights": r"no_weights holds no \*\.safetensors file: convert",
     MODEL + "text_weights": r"model.safetensors is damaged .*get the model folder again",
     MODEL + "no_template": r"no_template has no chat template: give .*model\.chat_template",
     MODEL + "no_tokenizer": r"no_tokenizer has no tokenizer that loads",

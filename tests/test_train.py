@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from peft import PeftModel
 from running import one_thread, run_apart, run_script
 from scored_rows import write_lines
-from tiny import tiny_policy, tiny_scalar
+from tiny import tiny_adapter, tiny_policy, tiny_scalar
 from training import OBJECTIVES, quiet_trainer, start
 from transformers import (
     AutoModelForCausalLM,
@@ -650,6 +650,24 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
 
 
 SHORT = ["data.pairs=20", "recipe.batch_size=4", "recipe.checkpoint_every=1", "trainer.max_steps=4"]
+
+
+def test_dpo_from_an_adapter_whose_base_was_given(
+    places: Callable[..., list[str]], project_root: Path, tmp_path: Path
+) -> None:
+    """The base that the adapter names is not there; the trained policy's reference needs it."""
+    base, adapter = tiny_policy(tmp_path / "base"), tmp_path / "adapter"
+    tiny_adapter(base, adapter, "CAUSAL_LM")
+    settings = read_json(adapter / "adapter_config.json") | {"base_model_name_or_path": "/gone"}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    place = places("from_adapter")
+    words = ["objective=dpo", "data.pairs=8", "trainer.max_steps=1"]
+    words += [f"model.path={adapter}", f"model.base={base}"]
+    done = run_script(project_root, ["train_rm.py", *place, *words])
+    assert done.code == 0, done.err[-3000:]
+    trained = open_reward(path=str(folder_of(place) / "model"))
+    assert [column.checkpoint.adapter for column in trained.columns] == [None, adapter]
+    assert trained.columns[1].checkpoint.folder == base
 
 
 def test_a_finished_training_again_with_resume_trains_no_more(

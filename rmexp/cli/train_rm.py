@@ -145,8 +145,9 @@ def _start(config: Mapping[str, Any], dtype: str) -> "Start":
     from rmexp.training.start import Start
 
     model = model_config(config)
-    reference = model.get("reference")
-    reference = reference.get("path") if isinstance(reference, Mapping) else None
+    given = model.get("reference")
+    reference = given.get("path") if isinstance(given, Mapping) else None
+    base = given.get("base") if reference else model.get("base")
     if reference and config["objective"]["_target_"].endswith("DPO"):
         model["reader"] = "implicit"
     reward = build(model)
@@ -157,6 +158,7 @@ def _start(config: Mapping[str, Any], dtype: str) -> "Start":
         _anywhere(model["path"]),
         dtype,
         _anywhere(reference) if reference else None,
+        _anywhere(base) if base else None,
     )
 
 

@@ -17,6 +17,7 @@ _REWARD_SETTINGS: Mapping[str, Any] = {
 }
 _REFERENCE: Mapping[str, Any] = {
     "path": str,
+    "base": str | None,
     "name": str | None,
     "revision": str | None,
     "fingerprint": str | None,

@@ -119,8 +119,9 @@ def open_reward(
     sequence classifier, or a head that an adapter knows, is scalar and a causal language model
     implicit without reference. `base` is the model below a folder that holds nothing but a LoRA
     adapter; null takes the one that the adapter names. `device_map` "auto" spreads the weights over
-    all GPUs. `reference` has `path` and, from the hub, `revision`; null takes the one in
-    `rmexp.json`, and `{path: null}` leaves it out. `date` is what a chat template takes for today.
+    all GPUs. `reference` has `path` and, from the hub, `revision`, and of an adapter `base`;
+    null takes the one in `rmexp.json`, and `{path: null}` leaves it out. `date` is what a chat
+    template takes for today.
     `convert_bin` reads pickled weights where there are no others; see `bin_weights.converted`.
     `fused` lets liger-kernel run on a GPU where it is installed.
     Raises ConfigError for whatever cannot work.
@@ -175,7 +176,11 @@ def open_reward(
         reference = trained.reference
     if reference and reference.get("path"):
         source = find_checkpoint(
-            str(reference["path"]), reference.get("revision"), trusted, convert_bin=convert_bin
+            str(reference["path"]),
+            reference.get("revision"),
+            trusted,
+            reference.get("base"),
+            convert_bin,
         )
         other = load_tokenizer(source)
         if not _same_tokenizer(tokenizer, other):

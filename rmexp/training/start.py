@@ -27,13 +27,15 @@ class Start:
     """The model to train, read as `reward` reads it, and what a DPO policy is compared with.
 
     `dtype` is that of the trained weights. `path` and `reference_path` are what loads the two again
-    on any machine: a hub name, or a folder.
+    on any machine: a hub name, or a folder. `base` is what was given as the model below the one of
+    them that is the reference, where that is an adapter.
     """
 
     reward: ModelReward
     path: str
     dtype: str
     reference_path: str | None = None
+    base: str | None = None
 
     @property
     def column(self) -> Column:

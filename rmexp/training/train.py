@@ -222,7 +222,8 @@ def _reward_settings(training: Training) -> dict[str, Any]:
         "revision": checkpoint.revision,
         "fingerprint": checkpoint.fingerprint(training.settings.store_dir),
     }
-    return {**settings, "reference": reference}
+    below = {"base": start.base} if start.base else {}
+    return {**settings, "reference": reference | below}
 
 
 def _identity(

@@ -8,11 +8,13 @@ file one that cannot be read, and of a file of records the one record bad.
 
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from zipfile import is_zipfile
 
 import yaml
 
@@ -104,7 +106,10 @@ def _unpickled(path: Path, mend: str) -> Any:
     import torch
 
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        mapped = is_zipfile(path)  # which it has been since torch 1.6
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # it can, or says why not
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UnpicklingError as error:
         raise ConfigError(f"{path} cannot be read, it holds other things: {mend}") from error
     except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:

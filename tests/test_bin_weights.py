@@ -86,6 +86,16 @@ def test_weights_that_share_memory_and_a_reference(tmp_path: Path) -> None:
     assert abs(found).min() > 0
 
 
+def test_the_form_that_torch_wrote_before_1_6(tmp_path: Path) -> None:
+    expected = rewards(tiny_scalar(tmp_path / "scalar"), tmp_path / "a")
+    weights = load_file(tmp_path / "scalar" / "model.safetensors")
+    (tmp_path / "scalar" / "model.safetensors").unlink()
+    path = tmp_path / "scalar" / "pytorch_model.bin"
+    torch.save(weights, path, _use_new_zipfile_serialization=False)
+    found = rewards(tmp_path / "scalar", tmp_path / "b", convert_bin=True)
+    assert (found == expected).all()
+
+
 def test_an_adapter_and_its_base(tmp_path: Path) -> None:
     base = tiny_policy(tmp_path / "base")
     tiny_adapter(base, tmp_path / "adapter", "SEQ_CLS")

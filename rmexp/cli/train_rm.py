@@ -146,7 +146,8 @@ def _start(config: Mapping[str, Any], dtype: str) -> "Start":
 
     model = model_config(config)
     given = model.get("reference")
-    reference = given.get("path") if isinstance(given, Mapping) else None
+    given = given if isinstance(given, Mapping) else {}
+    reference = given.get("path")
     base = given.get("base") if reference else model.get("base")
     if reference and config["objective"]["_target_"].endswith("DPO"):
         model["reader"] = "implicit"

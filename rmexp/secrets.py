@@ -19,7 +19,7 @@ from rmexp.tables import printable
 MASK = "***"
 
 # An address in a text, up to the next one.
-_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://(?:(?![A-Za-z][\w+.-]*://)[^\s\"'<>])*")
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]{0,30}://(?:(?![A-Za-z][\w+.-]{0,30}://)[^\s\"'<>])*")
 _PARAMETER = re.compile(r"(?<=[?&;#])([^=?&;#\s]+)=([^&;#\s\"'<>]*)")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _SECRET_WORDS = frozenset(

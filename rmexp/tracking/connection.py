@@ -14,7 +14,9 @@ from google.protobuf.json_format import ParseError
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from rmexp.errors import ConfigError, RmexpError
 from rmexp.files import make_cache, root
@@ -55,6 +57,8 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     # It writes down the traceback of what it raises.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     _check_experiment(experiment)
+    with reached(uri):
+        _try_database(uri)
     with reached(uri), FileLock(lock(uri)), impatient():
         client = MlflowClient(tracking_uri=uri)
         existing = client.get_experiment_by_name(experiment)
@@ -121,6 +125,13 @@ def _environment(**settings: str) -> Iterator[None]:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
+
+
+def _try_database(uri: str) -> None:
+    """Connect to a database server once: MLflow tries for 100 s, whatever the reason is."""
+    if uri.partition("://")[0].partition("+")[0] in ("postgresql", "mysql", "mssql"):
+        engine = create_engine(uri, poolclass=NullPool)
+        engine.connect().close()
 
 
 def _check_experiment(name: str) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -125,6 +126,17 @@ def run_script(root: Path, words: Sequence[str], undrawn: Iterable[tuple[Any, st
                 logging.root.setLevel(level)
     assert isinstance(code, int)
     return Ended(code, stdout.getvalue(), stderr.getvalue())
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond so many bytes."""
+    largest, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
 
 
 def free_port() -> int:

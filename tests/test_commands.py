@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import sqlite3
@@ -24,7 +23,7 @@ import numpy as np
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from running import Done, one_thread, run_apart, run_script
+from running import Done, files_of_at_most, one_thread, run_apart, run_script
 from scored_rows import score, write_lines
 from test_tracking import fresh_database
 from tiny import tiny_policy, tiny_scalar
@@ -693,13 +692,9 @@ def test_a_full_database_is_a_full_disk_in_one_line(command, monkeypatch):
 @pytest.mark.parametrize("options", [(), ("-m",)])
 def test_a_database_that_may_not_grow_is_one_line(command, options):
     """SQLite says of it what it says of a broken disk, and MLflow writes down the traceback."""
-    largest, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = Path(command.uri.removeprefix("sqlite:///")).stat().st_size
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
-    try:
+    with files_of_at_most(size // 2):
         done = command("bench.limit=1", options=options)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
     assert done.code == 1
     *begin, end = done.err.splitlines()
     assert [line.partition(":")[0] for line in begin] == ([] if options else ["eval_rm"])

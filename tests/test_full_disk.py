@@ -1,14 +1,12 @@
 """What has no room is one line, and the same command with room ends as if it had always had it."""
 
 import json
-import resource
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import Ended, run_script
+from running import Ended, files_of_at_most, run_script
 from scored_rows import write_lines
 from test_tracking import fresh_database
 from tiny import tiny_scalar
@@ -17,17 +15,6 @@ from rmexp.errors import ConfigError
 from rmexp.scoring.store import ScoreStore
 
 Typed = Callable[[str, Path], Ended]
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Let no file of this process grow beyond so many bytes."""
-    largest, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
 
 
 def write_pairs(folder: Path, note: str = "") -> Path:

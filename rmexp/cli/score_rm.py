@@ -116,9 +116,11 @@ def _here(config: Mapping[str, Any], reward: "Reward") -> "Engine":
     from rmexp.labelling import processes
     from rmexp.scoring.computing import count_devices
     from rmexp.scoring.model_reward import ModelReward
+    from rmexp.scoring.score import check_devices
 
     devices = config["devices"]
-    if devices != "auto" and whole(config, "devices", least=1) == 1:
+    check_devices(devices)
+    if devices == 1:
         return processes.here
     if not isinstance(reward, ModelReward):
         raise ConfigError(f"devices={devices}: {reward.name} has no weights to copy")

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Iterable
@@ -11,8 +10,9 @@ from pathlib import Path
 
 from rmexp.files import make_cache
 from rmexp.models.model_files import (
-    BESIDE_WEIGHTS,
     INDEX,
+    beside_weights,
+    code_files,
     digest_of,
     inside,
     kept_digest,
@@ -32,12 +32,8 @@ def converted(folder: Path) -> Path:
     that holds more than tensors, or that is damaged.
     """
     files = [inside(folder, path) for path in pickled_files(folder)]
-    beside = [
-        inside(folder, path)
-        for pattern in (*BESIDE_WEIGHTS, "*.py")
-        for path in sorted(folder.glob(pattern))
-        if path.name != _PICKLED_INDEX
-    ]
+    beside = [inside(folder, p) for p in beside_weights(folder) if p.name != _PICKLED_INDEX]
+    beside += code_files(folder)
     cache = make_cache()
     digest = hashlib.sha256()
     for path in files:
@@ -58,10 +54,10 @@ def _make(files: Iterable[Path], beside: Iterable[Path], folder: Path, made: Pat
         _save(files, draft)
         for path in beside:
             copy = draft / path.relative_to(folder)
-            copy.parent.mkdir(exist_ok=True)
+            copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
         try:
-            os.rename(draft, made)
+            draft.rename(made)
         except OSError:
             if not made.is_dir():  # or another process has made it meanwhile
                 raise

@@ -14,7 +14,7 @@ from rmexp.files import is_hub_name
 from rmexp.models.bin_weights import converted
 from rmexp.models.model_files import (
     ADAPTER_WEIGHTS,
-    BESIDE_WEIGHTS,
+    beside_weights,
     code_files,
     digest_of,
     inside,
@@ -162,9 +162,8 @@ class Checkpoint:
         """
         digest = hashlib.sha256()
         for folder in dict.fromkeys((self.folder, self.adapter or self.folder)):
-            for pattern in BESIDE_WEIGHTS:
-                for path in sorted(folder.glob(pattern)):
-                    digest.update(f"{path.relative_to(folder)}:{digest_of(path)}\n".encode())
+            for path in beside_weights(folder):
+                digest.update(f"{path.relative_to(folder)}:{digest_of(path)}\n".encode())
         return digest.hexdigest()
 
     def _adapted_head(self) -> int | None:

@@ -12,7 +12,7 @@ from rmexp.outside import read_json
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 INDEX = "model.safetensors.index.json"
 # What makes tokens of a text, and what configures a model.
-BESIDE_WEIGHTS = (
+_BESIDE_WEIGHTS = (
     "[!.]*.json",
     "*.jinja",
     "*.txt",
@@ -41,6 +41,11 @@ def safetensors_names(folder: Path) -> list[str]:
     """Return the names of the folder's safetensors files, but for an adapter's."""
     names = (path.name for path in folder.glob("*.safetensors"))
     return sorted(name for name in names if name != ADAPTER_WEIGHTS)
+
+
+def beside_weights(folder: Path) -> list[Path]:
+    """Return the folder's configuration, tokenizer and templates."""
+    return [path for pattern in _BESIDE_WEIGHTS for path in sorted(folder.glob(pattern))]
 
 
 def pickled_files(folder: Path) -> list[Path]:

@@ -54,8 +54,7 @@ class Settings:
             raise ConfigError(f"batch_tokens={self.batch_tokens}: give a positive number of tokens")
         if self.max_non_finite < 0:
             raise ConfigError(f"max_non_finite={self.max_non_finite}: give 0 or more rewards")
-        if self.devices != "auto" and (type(self.devices) is not int or self.devices < 1):
-            raise ConfigError(f"devices={self.devices}: give how many, or auto for all GPUs")
+        check_devices(self.devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +153,12 @@ def turns(prompt: Prompt) -> tuple[Message, ...]:
         turn if isinstance(turn, Message) else Message(turn["role"], turn["content"])
         for turn in prompt
     )
+
+
+def check_devices(devices: int | str) -> None:
+    """Raise ConfigError for what is no number of devices."""
+    if devices != "auto" and (type(devices) is not int or devices < 1):
+        raise ConfigError(f"devices={devices}: give how many, or auto for all GPUs")
 
 
 def check_finite(scored: Sequence[ScoredExample], limit: int) -> None:

@@ -146,22 +146,38 @@ def free_port() -> int:
     return port
 
 
+def mlflow_serving(
+    *words: str, port: int | None = None, **environment: str
+) -> contextlib.AbstractContextManager[str]:
+    """Run `mlflow WORDS` as a server of our own; see `server_process`."""
+    return server_process([sys.executable, "-m", "mlflow", *words], port=port, **environment)
+
+
 @contextlib.contextmanager
-def mlflow_serving(*words: str, port: int | None = None, **environment: str) -> Iterator[str]:
-    """Run `mlflow WORDS` as a server of our own, and yield its address once it answers."""
+def server_process(
+    words: Sequence[str],
+    *,
+    port: int | None = None,
+    tries: int = 240,
+    log: Path = Path(os.devnull),
+    **environment: str,
+) -> Iterator[str]:
+    """Run a server of our own in a process, and yield its address once it answers."""
     port = port or free_port()
-    command = [sys.executable, "-m", "mlflow", *words, "--host", "127.0.0.1", "--port", str(port)]
-    with subprocess.Popen(
-        command,
-        env={**os.environ, **environment},
-        start_new_session=True,  # it has processes of its own
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    with (
+        log.open("w") as out,
+        subprocess.Popen(
+            [*words, "--host", "127.0.0.1", "--port", str(port)],
+            env={**os.environ, **environment},
+            start_new_session=True,  # it has processes of its own
+            stdout=out,
+            stderr=out,
+        ) as process,
+    ):
         address = f"http://127.0.0.1:{port}"
         try:
-            for _ in range(240):
-                assert process.poll() is None
+            for _ in range(tries):
+                assert process.poll() is None, log.read_text()[-3000:]
                 try:
                     urllib.request.urlopen(f"{address}/health", timeout=5).close()
                     break

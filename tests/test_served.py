@@ -1,14 +1,9 @@
 """Rewards that a server gives: the same as here, and each way in which they may be wrong."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from reward_server import Server, TinyModel, serving
-from running import free_port, run_script
+from running import run_script, server_process
 from scored_rows import score
 from tiny import tiny_scalar
 
@@ -120,31 +115,11 @@ def test_what_vllm_itself_serves_equals_what_is_computed_here(tmp_path):
     # Its attention kernels take heads of some sizes only.
     sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
     folder = tiny_scalar(tmp_path / "tiny", **sizes)
-    port, log = free_port(), tmp_path / "log"
     words = ["vllm", "serve", str(folder), "--runner", "pooling", "--dtype", "float32"]
-    words += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
-    with (
-        log.open("w") as out,
-        subprocess.Popen(words, stdout=out, stderr=out, start_new_session=True) as process,
-    ):
-        try:
-            url = f"http://127.0.0.1:{port}"
-            while not answers(f"{url}/health"):
-                assert process.poll() is None, log.read_text()[-3000:]
-                time.sleep(1)
-            served = rewards(open_served(path=str(folder), url=url, endpoint={}), tmp_path / "a")
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
+    with server_process([*words, "--enforce-eager"], tries=2000, log=tmp_path / "log") as url:
+        served = rewards(open_served(path=str(folder), url=url, endpoint={}), tmp_path / "a")
     here = rewards(open_reward(path=str(folder)), tmp_path / "b")
     np.testing.assert_allclose(flat(served), flat(here), atol=2e-3, rtol=0)
-
-
-def answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def test_vllms_requests_are_raw_tokens(serve, model, folder, tmp_path):

@@ -97,6 +97,17 @@ def test_one_model_is_changed_and_its_family_is_not(liger: Liger) -> None:
     assert "Fused" not in str(model)
 
 
+def test_what_was_changed_is_not_changed_again(liger: Liger) -> None:
+    model = made()
+    with torch.inference_mode():
+        expected = model(IDS).logits
+        assert fuse(model)
+        first = {name: vars(module).get("forward") for name, module in model.named_modules()}
+        assert fuse(model)
+        torch.testing.assert_close(model(IDS).logits, expected)
+    assert {n: vars(m).get("forward") for n, m in model.named_modules()} == first
+
+
 def test_the_plain_layers_run_within_plain_and_on_the_cpu(
     liger: Liger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,7 +175,6 @@ def test_the_measurement_of_a_gpu_runs_in_tiny_shapes(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All rows, as they would be on a GPU: equal rewards, and DPO's first loss ln 2."""
-    monkeypatch.setattr(gpu, "_quieten", lambda: None)
     monkeypatch.setattr(gpu, "find_spec", lambda name: None)
     file = data / "made" / "gpu.json"
     words = [str(data), "--tiny", "--tokenizer", str(data / "tokenizer"), "--json", str(file)]

@@ -43,10 +43,13 @@ def fuse(model: Model) -> bool:
     liger-kernel is of another time than transformers.
     """
     base = model.base_model
+    if hasattr(base, _SWITCH):
+        return True
     library = type(base).__module__
     spread = any(hasattr(module, "_hf_hook") for module in base.modules())
     if not available() or spread or not library.startswith("transformers.models."):
         return False
+    logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it warns of other makers' devices
     from liger_kernel.transformers import monkey_patch as liger
 
     if base.config.model_type not in liger.MODEL_TYPE_TO_APPLY_LIGER_FN:

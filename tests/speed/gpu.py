@@ -645,7 +645,6 @@ def main(words: Sequence[str] | None = None) -> Measured:
     if not options.tiny and not torch.cuda.is_available():
         sys.exit("this machine shows no GPU: make bench measures CPUs; --tiny rehearses here")
     began = time.monotonic()
-    _quieten()
     smallest = min(shape["vocab_size"] for shape in SHAPES.values())
     tokenizer = open_tokenizer(options.tokenizer, smallest)
     tiny = _TINY | {"vocab_size": len(tokenizer)} if options.tiny else {}
@@ -720,4 +719,5 @@ def _quieten() -> None:
 
 
 if __name__ == "__main__":
+    _quieten()
     main()

@@ -88,17 +88,18 @@ class _TokenLogps(torch.autograd.Function):
         of_hidden, of_weight, *_ = ctx.needs_input_grad
         ctx.scaling, ctx.dtypes = scaling, (hidden.dtype, weight.dtype)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
+        vocabulary = len(weight)
         logps = hidden.new_empty(len(hidden), dtype=torch.float32)
         rows = torch.empty_like(hidden, dtype=torch.float32) if of_hidden else None
-        room = _KEPT_BYTES[hidden.device.type] // (weight.element_size() * len(weight))
+        room = _KEPT_BYTES[hidden.device.type] // (weight.element_size() * vocabulary)
         kept = min(room, len(hidden)) if of_weight else 0
-        slopes = weight.new_empty(kept, len(weight))
-        for part in (*_parts(0, kept, len(weight)), *_parts(kept, len(hidden), len(weight))):
-            logps[part], slope = _with_slope(hidden[part], weight, targets[part], scaling)
+        slopes = weight.new_empty(kept, vocabulary)
+        for part in (*_parts(0, kept, vocabulary), *_parts(kept, len(hidden), vocabulary)):
+            count = part.stop - part.start
+            slope = slopes[part] if part.start < kept else weight.new_empty(count, vocabulary)
+            logps[part] = _with_slope(hidden[part], weight, targets[part], scaling, slope)
             if rows is not None:
                 rows[part] = _product(slope, weight)
-            if part.start < kept:
-                slopes[part] = slope
         again = weight if of_weight and kept < len(hidden) else None
         ctx.save_for_backward(hidden, again, targets, rows, slopes)
         return logps
@@ -107,38 +108,39 @@ class _TokenLogps(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, rows, slopes = ctx.saved_tensors
         of_hidden, of_weight, *_ = ctx.needs_input_grad
-        grad = grad.unsqueeze(1)
+        grad = -ctx.scaling.factor * grad.unsqueeze(1)
         total = None
         if of_weight:
             (kept, vocabulary), scaled = slopes.shape, (grad * hidden).to(hidden.dtype)
-            total = grad.new_zeros(vocabulary, hidden.shape[1])
             with torch.autocast(hidden.device.type, enabled=False):
-                if kept:
-                    total = _product(slopes.T, scaled[:kept])
+                total = _product(slopes.T, scaled[:kept])
                 for part in _parts(kept, len(hidden), vocabulary):
-                    _, slope = _with_slope(hidden[part], weight, targets[part], ctx.scaling)
+                    slope = weight.new_empty(part.stop - part.start, vocabulary)
+                    _with_slope(hidden[part], weight, targets[part], ctx.scaling, slope)
                     total += _product(slope.T, scaled[part])
             total = total.to(ctx.dtypes[1])
         return (grad * rows).to(ctx.dtypes[0]) if of_hidden else None, total, None, None, None
 
 
 def _with_slope(
-    hidden: Tensor, weight: Tensor, targets: Tensor, scaling: Scaling
-) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities `(n,)`, and their gradient by the products `(n, vocabulary)`.
+    hidden: Tensor, weight: Tensor, targets: Tensor, scaling: Scaling, slope: Tensor
+) -> Tensor:
+    """Return log-probabilities `(n,)`, and fill `slope` `(n, vocabulary)` with their fall.
 
-    The gradient is in the dtype of what is multiplied.
+    That is how much each falls as a product grows, but for the scalings' factor.
     """
     logits = _logits(hidden, weight, scaling)
     rows = torch.log_softmax(logits, -1)
     logps = _at(rows, targets)
-    slope = rows.exp_().neg_()
-    slope.scatter_add_(1, targets.unsqueeze(1), torch.ones_like(logps).unsqueeze(1))
-    if scaling.cap is not None:
-        slope *= 1 - (logits / scaling.cap) ** 2
-    if scaling.factor != 1:
-        slope *= scaling.factor
-    return logps, slope.to(weight.dtype)
+    own = logps.expm1()
+    if scaling.cap is None:
+        torch.exp(rows, out=slope)  # rounded on its way, not in a pass of its own
+    else:
+        under = 1 - (logits / scaling.cap) ** 2
+        torch.mul(rows.exp_(), under, out=slope)
+        own *= _at(under, targets)
+    slope.scatter_(1, targets.unsqueeze(1), own.to(slope.dtype).unsqueeze(1))
+    return logps
 
 
 def _logits(hidden: Tensor, weight: Tensor, scaling: Scaling) -> Tensor:

@@ -234,7 +234,7 @@ class _Merged(torch.autograd.Function):
             )
             here, here_sums = out[forked], sums[:, forked]
             share = torch.sigmoid(more_sums - here_sums).T.unsqueeze(-1)  # fp32, so the sum is, too
-            torch.add(here * (1 - share), more * share, out=here)
+            torch.addcmul(here * (1 - share), more, share, out=here)
             torch.logaddexp(here_sums, more_sums, out=here_sums)
         ctx.save_for_backward(query, key, value, out, sums)
         ctx.kernel, ctx.parts, ctx.settings = kernel, parts, (scale, window)
@@ -260,7 +260,7 @@ class _Merged(torch.autograd.Function):
                 None,
             )
             for whole, part, at in zip(grads, more, (forked, shared, shared), strict=True):
-                whole[at] += part
+                whole[at].add_(part)
         return None, *grads, None, None, None
 
 

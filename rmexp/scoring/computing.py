@@ -3,13 +3,13 @@
 import logging
 import math
 import multiprocessing
+import os
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,6 @@ from rmexp.scoring.plan import Batch, plan, shares
 from rmexp.scoring.store import ScoreStore
 
 if TYPE_CHECKING:
-    from lightning import Fabric
-
     from rmexp.models.forward import Forward
 
 log = logging.getLogger(__name__)
@@ -127,19 +125,19 @@ def count_devices(devices: int | str, column: Column) -> int:
 
 
 def _spread(split: Sequence[Request]) -> Work:
-    """Compute each share on a device of its own, with Lightning's strategy for many of them."""
-    from lightning import Fabric
-    from lightning.fabric.strategies.ddp import DDPStrategy
-    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+    """Compute each share on a device of its own, in a process of its own."""
+    from torch.multiprocessing.spawn import (
+        ProcessExitedException,
+        ProcessRaisedException,
+        spawn,
+    )
 
     log.info("%d devices score a share of them each", len(split))
-    # A device that is done waits for the others, however long they take.
-    strategy = DDPStrategy(start_method="spawn", timeout=timedelta(days=30))
-    kind = split[0].column.device
-    fabric = Fabric(accelerator=kind, devices=len(split), strategy=strategy)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # of ending the others
     before = set(multiprocessing.active_children())
+    took: SimpleQueue[Work] = multiprocessing.get_context("spawn").SimpleQueue()
     try:
-        rows: list[list[float]] = fabric.launch(partial(_share, split=split))
+        spawn(_share, (split, took), nprocs=len(split))  # type: ignore[no-untyped-call]
     except ProcessRaisedException as error:
         if raised := _RAISED.search(str(error)):
             raise ScoreError(raised[1].strip()) from None
@@ -151,29 +149,30 @@ def _spread(split: Sequence[Request]) -> Work:
     finally:
         for child in set(multiprocessing.active_children()) - before:
             child.terminate()
-    work, took = Work(), [Work(*row) for row in rows]
-    for one in took:
+    work = Work()
+    for _ in split:
+        one = took.get()
+        seconds = max(work.seconds, one.seconds)  # they ran beside each other
         work.add(one)
-    work.seconds = max(row.seconds for row in took)
+        work.seconds = seconds
     return work
 
 
-def _share(fabric: "Fabric", split: Sequence[Request]) -> list[list[float]]:
-    """Compute this process's share; return what all of them took, a row each."""
+def _share(place: int, split: Sequence[Request], took: "SimpleQueue[Work]") -> None:
+    """Compute a process's share, and tell what it took."""
     import torch
 
-    warnings.filterwarnings("ignore", ".*all_gather is deprecated")  # Lightning's own call
-    if fabric.global_rank == 0:
+    if place == 0:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-    request = split[fabric.global_rank]
-    request = replace(request, column=replace(request.column, device=str(fabric.device)))
+    request = split[place]
+    if request.column.device == "cuda":
+        torch.cuda.set_device(place)
+        request = replace(request, column=replace(request.column, device=f"cuda:{place}"))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // len(split)))
     with ScoreStore(request.store_dir, request.column.identity(request.store_dir)) as store:
-        _, work = _compute(request, store, shown=fabric.global_rank == 0)
-    took = torch.tensor(list(asdict(work).values()), dtype=torch.float64)
-    gathered = fabric.all_gather(took)
-    assert isinstance(gathered, torch.Tensor)
-    rows: list[list[float]] = gathered.tolist()
-    return rows
+        _, work = _compute(request, store, shown=place == 0)
+    took.put(work)
 
 
 def _compute(

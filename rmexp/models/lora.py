@@ -90,6 +90,7 @@ def add_adapter(model: Model, folder: Path) -> set[str]:
     try:
         with warnings.catch_warnings():  # of settings without effect
             warnings.simplefilter("error", RuntimeWarning)
+            warnings.simplefilter("ignore", FutureWarning)  # of what one library asks the other
             wrapped = PeftModel(model, LoraConfig(**settings))
         found: Any = set_peft_model_state_dict(wrapped, load_file(weights))
         missing = [name for name in found.missing_keys if "lora_" in name or ".default." in name]

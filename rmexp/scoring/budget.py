@@ -49,7 +49,10 @@ def measured_budget(forward: "Forward", rows: Sequence[Encoded]) -> int:
         (_SHARE * _free(device) * batch.padded / peak for device, peak in peaks.items() if peak),
         default=math.inf,
     )
-    return steady(max(_LEAST, min(forward.budget, fitting)))
+    budget = steady(max(_LEAST, min(forward.budget, fitting)))
+    if budget < forward.budget:
+        log.info("the GPU's memory holds batches of %d tokens", budget)
+    return budget
 
 
 def steady(tokens: float) -> int:

@@ -243,7 +243,6 @@ def _batches(
     budget, most = (batch_tokens or own for own in (forward.budget, forward.most))
     if forward.devices and batch_tokens is None:
         budget = most = measured_budget(forward, rows)
-        log.info("the GPU's memory holds batches of %d tokens", budget)
 
     def make(left: Sequence[int], limit: int) -> Iterator[Batch]:
         return plan([rows[at] for at in left], min(budget, limit), forward.packs, limit)

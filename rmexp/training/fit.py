@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
@@ -119,6 +120,8 @@ def fit(
             module.steps,
             len(batches),
         )
+        if trainer.strategy.root_device.type == "cpu" and torch.cuda.is_available():
+            log.warning("training on the CPU: trainer=gpu trains on this machine's GPU")
     try:
         with enough_memory("training", LESS_MEMORY):
             trainer.fit(module, batches, val, ckpt_path=ckpt_path, weights_only=True)

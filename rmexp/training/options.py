@@ -176,6 +176,7 @@ def _quieten() -> None:
     for message in (
         ".isinstance.treespec, LeafSpec.. is deprecated",  # lightning's own call
         "Checkpoint directory .* exists and is not empty",  # a run that goes on
+        "GPU available but not used",  # which is said by `fit`, in this project's words
         "You defined a `validation_step` but have no `val_dataloader`",  # recipe.val_share=0
         "Detected call of `lr_scheduler.step\\(\\)` before",  # a first step that overflows fp16
         # Training ends between two validations; another one follows.

@@ -17,6 +17,8 @@ def add_lora(model: Model, rank: int, alpha: int, dropout: float) -> None:
     """
     from peft import LoraConfig, LoraModel
 
+    from rmexp.training.lora_linear import LoraLinear
+
     head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
     head = [name for name in head if name != "lm_head"]
     targets = [
@@ -27,6 +29,7 @@ def add_lora(model: Model, rank: int, alpha: int, dropout: float) -> None:
         and name.split(".")[0] not in head
     ]
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
+    config._register_custom_module({nn.Linear: LoraLinear})
     LoraModel(model, {"default": config}, "default")
     for parameter in model.parameters():
         if parameter.requires_grad:

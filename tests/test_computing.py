@@ -68,14 +68,17 @@ def test_shares_hold_each_row_once_and_run_about_as_much(count: int) -> None:
 
 
 def test_two_processes_give_the_scores_of_one(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Each response is in the store once, in the file of one of the two processes."""
     caplog.set_level(logging.INFO)
     reward = open_reward(path=str(tiny_scalar(tmp_path / "model")), device="cpu")
     data = examples(6, 3)
     alone = score(reward, data, Settings(tmp_path / "one"))
+    capfd.readouterr()
     both = score(reward, data, Settings(tmp_path / "two", devices=2))
+    told = [line.split()[:2] for line in capfd.readouterr().err.splitlines() if line]
+    assert told == [["loading", str(tmp_path / "model")], [str(tmp_path / "model"), "runs"]]
     for one, other in zip(alone.scored, both.scored, strict=True):
         assert one.id == other.id
         assert other.chosen + other.rejected == pytest.approx(one.chosen + one.rejected, abs=1e-6)

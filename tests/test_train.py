@@ -140,6 +140,17 @@ def test_resume_equals_unbroken(name: str, kill: int, policy: Path, tmp_path: Pa
     assert_same(whole, run_train(begin, tmp_path / "broken", objective, resume=True))
 
 
+def test_a_gpu_that_is_not_trained_on_is_named(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin, once = start(policy), {"max_steps": 1}
+    run_train(begin, tmp_path / "one", trainer=once)
+    assert "trainer=gpu" not in caplog.text
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    run_train(begin, tmp_path / "other", trainer=once)
+    assert "training on the CPU: trainer=gpu trains on this machine's GPU" in caplog.messages
+
+
 # 16 pairs in four or eight batches an epoch; validated in mid-epoch, at steps that are saved too.
 VALIDATED: dict[str, Any] = {"trainer": {"val_check_interval": 2}, "checkpoint_every": 2}
 ACCUMULATED: dict[str, Any] = {
@@ -620,7 +631,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
 ) -> None:
     """SIGTERM as a scheduler sends it, in the middle of a fit."""
     common = ["data.pairs=40", "recipe.batch_size=4", "recipe.learning_rate=1e-3"]
-    common += ["recipe.checkpoint_every=2", "trainer.max_epochs=10"]
+    common += ["recipe.checkpoint_every=2", "trainer.max_epochs=5"]
     whole, broken = places("unbroken"), places("broken")
     with one_thread():
         assert run_script(project_root, ["train_rm.py", *whole, *common]).code == 0
@@ -645,7 +656,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
         torch.load(folder_of(words) / "checkpoints" / "last.ckpt", weights_only=True)
         for words in (whole, broken)
     ]
-    assert 0 < stopped < ends[0]["global_step"] == 90
+    assert 0 < stopped < ends[0]["global_step"] == 45
     assert_same(*ends)
 
 

@@ -1122,6 +1122,7 @@ def test_help_is_complete_and_imports_nothing_slow(command):
     [
         ({"seed": True}, r"^seed=True: give a whole number of 0 or more$"),
         ({"seed": 1.5}, r"^seed=1.5: give a whole number of 0 or more$"),
+        ({"seed": 0, "out": "???"}, r"^out has no value: give one, out=VALUE$"),
         ({"seed": "???"}, r"^seed has no value: give one, seed=VALUE$"),
         ({"seed": 0, "a": {"b": "???"}}, r"^a\.b has no value: give one, a\.b=VALUE$"),
         ({"seed": 0, "a": "${a}"}, r"^a: Recursive interpolation"),

@@ -41,6 +41,7 @@ OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True)
 # Settings that name folders to be made, and such as may name what is there.
 _FOLDERS, _PATHS = {"out_dir", "out", "store_dir", "data_root"}, {"path", "prior_sets", "compare"}
 _NO_PATH = "embedded"
+_MISSING = "???"  # what OmegaConf writes for a value that must be given
 # Modules whose objects are cheap to make; they import no torch, no transformers and no mlflow.
 _QUICK = (
     "rmexp.benchmarks.",
@@ -71,7 +72,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     for group in ("bench", "data"):
         if isinstance(plain.get(group), dict):
             plain[group] = located(plain[group], _choice(group), plain.get("data_root"))
-    if missing := {key for key in missing if _at(plain, key) == "???"}:
+    if missing := {key for key in missing if _at(plain, key) == _MISSING}:
         first = min(missing)
         raise ConfigError(f"{first} has no value: give one, {first}=VALUE")
     whole(plain, "seed")
@@ -90,10 +91,10 @@ def _choice(group: str) -> str:
 
 
 def _at(config: Mapping[str, Any], key: str) -> object:
-    """Return the value of a key such as `bench.path`, "???" for one within a list."""
+    """Return the value of a key such as `bench.path`, that of a missing one within a list."""
     value: object = config
     for part in key.split("."):
-        value = value.get(part, "???") if isinstance(value, Mapping) else "???"
+        value = value.get(part, _MISSING) if isinstance(value, Mapping) else _MISSING
     return value
 
 
@@ -123,7 +124,7 @@ def absolute(value: Any, folder: str, name: str) -> Any:
         return {key: absolute(inner, folder, str(key)) for key, inner in value.items()}
     if isinstance(value, list):
         return [absolute(inner, folder, name) for inner in value]
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or value in ("", _MISSING):
         return value
     if database := _SQLITE.fullmatch(value):
         return database[1] + os.path.abspath(os.path.join(folder, database[2]))

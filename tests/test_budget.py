@@ -85,6 +85,7 @@ def test_the_budget_is_what_fits_90_percent(
 def test_what_one_batch_holds_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card(monkeypatch, 1)
     assert measured_budget(card.forward(), rows(10, 100)) == 65536
+    assert measured_budget(card.forward(), []) == 65536
     assert not card.ran
 
 

@@ -34,8 +34,8 @@ def measured_budget(forward: "Forward", rows: Sequence[Encoded]) -> int:
 
     tokens = min(_PROBE, forward.budget)
     while True:
-        batch = next(plan(rows, tokens, forward.packs, tokens))
-        if len(batch.rows) == len(rows):
+        batch = next(plan(rows, tokens, forward.packs, tokens), None)
+        if batch is None or len(batch.rows) == len(rows):
             return forward.budget
         try:
             peaks = _peaks(forward, rows, batch)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -138,6 +139,22 @@ def test_resume_equals_unbroken(name: str, kill: int, policy: Path, tmp_path: Pa
     with pytest.raises(Killed):
         run_train(begin, tmp_path / "broken", objective, kill=kill)
     assert_same(whole, run_train(begin, tmp_path / "broken", objective, resume=True))
+
+
+def test_the_reference_runs_where_the_policy_is_trained(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that is there rounds otherwise than the CPU that was asked for."""
+
+    def seen(pairs: Any, reference: Any, settings: Settings, pad: int | None) -> None:
+        raise Killed(f"on {reference.device}, {settings.devices}")
+
+    begin = start(policy)
+    column = replace(begin.column, device="cuda")
+    begin = replace(begin, reward=replace(begin.reward, columns=(column,)))
+    monkeypatch.setattr(train_module, "with_references", seen)
+    with pytest.raises(Killed, match="on cpu, 1"):
+        run_train(begin, tmp_path / "out", OBJECTIVES["dpo"]())
 
 
 def test_a_gpu_that_is_not_trained_on_is_named(

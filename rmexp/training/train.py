@@ -192,12 +192,15 @@ def _announce(training: Training, pairs: _Pairs, tags: Mapping[str, str], place:
 def _add_references(training: Training, pairs: _Pairs, trainer: Trainer) -> _Pairs:
     """Give each pair the log-probabilities that the reference has of its responses.
 
-    It runs as the policy does, so that the first loss is ln 2: rounding that only one of the two
-    has would be part of every reward.
+    It runs as the policy does and on the same kind of device, so that the first loss is ln 2:
+    rounding that only one of the two has would be part of every reward.
     """
     reference, together = training.start.reference, (*pairs.train.pairs, *pairs.val.pairs)
     products = _MIXED.get(str(trainer.precision))
     reference = replace(reference, dtype=training.start.dtype, autocast=products)
+    kind = trainer.strategy.root_device.type
+    if not reference.device_map and not reference.device.startswith(kind):
+        reference = replace(reference, device=kind)
     rows = [row for pair in together for row in (pair.chosen, pair.rejected)]
     check_vocabulary(training.start.reward, rows)
     settings = replace(training.settings, devices=free_devices(trainer, reference))

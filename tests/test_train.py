@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -163,7 +164,8 @@ def test_a_gpu_that_is_not_trained_on_is_named(
     begin, once = start(policy), {"max_steps": 1}
     run_train(begin, tmp_path / "one", trainer=once)
     assert "trainer=gpu" not in caplog.text
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    there = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True))
+    monkeypatch.setattr("rmexp.training.fit.torch", there)  # there alone: Lightning asks it, too
     run_train(begin, tmp_path / "other", trainer=once)
     assert "training on the CPU: trainer=gpu trains on this machine's GPU" in caplog.messages
 

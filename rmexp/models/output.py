@@ -95,9 +95,8 @@ class _TokenLogps(torch.autograd.Function):
         kept = min(room, len(hidden)) if of_weight else 0
         slopes = weight.new_empty(kept, vocabulary)
         for part in (*_parts(0, kept, vocabulary), *_parts(kept, len(hidden), vocabulary)):
-            count = part.stop - part.start
-            slope = slopes[part] if part.start < kept else weight.new_empty(count, vocabulary)
-            logps[part] = _with_slope(hidden[part], weight, targets[part], scaling, slope)
+            into = slopes[part] if part.start < kept else None
+            logps[part], slope = _with_slope(hidden[part], weight, targets[part], scaling, into)
             if rows is not None:
                 rows[part] = _product(slope, weight)
         again = weight if of_weight and kept < len(hidden) else None
@@ -115,20 +114,25 @@ class _TokenLogps(torch.autograd.Function):
             with torch.autocast(hidden.device.type, enabled=False):
                 total = _product(slopes.T, scaled[:kept])
                 for part in _parts(kept, len(hidden), vocabulary):
-                    slope = weight.new_empty(part.stop - part.start, vocabulary)
-                    _with_slope(hidden[part], weight, targets[part], ctx.scaling, slope)
+                    _, slope = _with_slope(hidden[part], weight, targets[part], ctx.scaling)
                     total += _product(slope.T, scaled[part])
             total = total.to(ctx.dtypes[1])
         return (grad * rows).to(ctx.dtypes[0]) if of_hidden else None, total, None, None, None
 
 
 def _with_slope(
-    hidden: Tensor, weight: Tensor, targets: Tensor, scaling: Scaling, slope: Tensor
-) -> Tensor:
-    """Return log-probabilities `(n,)`, and fill `slope` `(n, vocabulary)` with their fall.
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    scaling: Scaling,
+    into: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities `(n,)`, and their fall by the products `(n, vocabulary)`.
 
-    That is how much each falls as a product grows, but for the scalings' factor.
+    That is how much each falls as a product grows, but for the scalings' factor, in the dtype of
+    what is multiplied; it is written to `into` where that is given.
     """
+    slope = weight.new_empty(len(hidden), len(weight)) if into is None else into
     logits = _logits(hidden, weight, scaling)
     rows = torch.log_softmax(logits, -1)
     logps = _at(rows, targets)
@@ -140,7 +144,7 @@ def _with_slope(
         torch.mul(rows.exp_(), under, out=slope)
         own *= _at(under, targets)
     slope.scatter_(1, targets.unsqueeze(1), own.to(slope.dtype).unsqueeze(1))
-    return logps
+    return logps, slope
 
 
 def _logits(hidden: Tensor, weight: Tensor, scaling: Scaling) -> Tensor:

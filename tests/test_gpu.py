@@ -130,8 +130,7 @@ def test_bf16_rewards_are_as_near_to_fp32_as_the_plain_models(kind: str, device:
     alone = np.abs(plain(model, device) - exact)
     forward = scalar_forward(model, 0)
     found = np.array(forward(rows(), find_forks(rows()) if forward.packs else None))
-    step = torch.finfo(torch.bfloat16).eps / 2
-    assert np.abs(found - exact).mean() <= 2 * alone.mean() + step * np.abs(exact).max()
+    assert np.abs(found - exact).mean() <= 2 * alone.mean() + 1e-3 * np.abs(exact).max()
 
 
 def test_batch_and_order_change_nothing(device: str) -> None:

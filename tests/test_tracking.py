@@ -359,9 +359,17 @@ def test_an_experiments_name_that_mlflow_cannot_keep_is_refused(uri, name):
 
 
 @pytest.mark.parametrize(
-    "uri", ["sqlite:///", "sqlite://", "sqlite:///:memory:", "sqlite:////tmp", "sqlite:////tmp/x/"]
+    "uri",
+    [
+        "sqlite:///",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite:///{folder}",
+        "sqlite:///{folder}/x/",
+    ],
 )
-def test_an_address_of_sqlite_without_a_file_is_refused(uri):
+def test_an_address_of_sqlite_without_a_file_is_refused(uri, tmp_path):
+    uri = uri.format(folder=tmp_path)
     with pytest.raises(ConfigError, match=rf"^tracking\.uri={uri} names no file: give sqlite:////"):
         opened(uri)
 
